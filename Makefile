@@ -1,0 +1,44 @@
+# labd's make targets. `make demo` and `make test` do all the set-up that they need.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup system-packages demo test check format clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: system-packages $(STAMP) ## make .venv and install everything, the system's packages too
+
+$(STAMP): pyproject.toml config/constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "labd needs Python 3.11 or newer, and this is %d.%d: make PYTHON=python3.12 …" % v[:2])'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || sh config/system-packages.sh python3-venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "labd: installing Python packages into $(VENV) (a few minutes, the first time only) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c config/constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -q $(VENV)/lib >/dev/null 2>&1 || true
+	@touch $@
+
+system-packages:
+	@command -v bwrap >/dev/null || sh config/system-packages.sh bubblewrap
+
+demo: setup ## run one small research task from a YAML file to a paper, with live progress
+	@$(BIN)/labd --home . run config/examples/first-paper.yaml
+
+test: setup ## run the tests
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, types, format
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## put the code into its format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## remove what set-up made; spool and results stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist

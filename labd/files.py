@@ -1,0 +1,204 @@
+"""Durable files: the only place that fsyncs, locks or renames.
+
+A write is a dot-temp in the same directory, fsync, rename, fsync of the directory. An append is one
+``write`` and an fsync. Everything raises `OSError` as the system gives it; callers say what it means.
+"""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def fsync_dir(directory: Path) -> None:
+    """Make the directory's entries durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
+    """Put `data` at `path` so that a reader, also after a crash, sees all of it or what was there before."""
+    raw = data.encode() if isinstance(data, str) else data
+    fd, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON; NaN and infinities are refused with `ValueError`."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def rename_durable(source: Path, target: Path) -> None:
+    """Rename without ever replacing, and make it durable in both directories.
+
+    Raises:
+        FileNotFoundError: the source is gone; another mover was faster.
+        FileExistsError: the target is taken.
+    """
+    rename_noreplace(source, target)
+    fsync_dir(target.parent)
+    if source.parent != target.parent:
+        fsync_dir(source.parent)
+
+
+def rename_noreplace(source: Path, target: Path) -> None:
+    """Rename, but never over something; see renameat2(2). Durable only with `rename_durable`."""
+    done = _libc.renameat2(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE
+    )
+    if done == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in {errno.EINVAL, errno.ENOSYS}:
+        raise OSError(code, os.strerror(code), str(source), None, str(target))
+    # File systems without the flag (NFS among them): the check and the rename are two steps there.
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    source.rename(target)
+
+
+class JsonLines:
+    """An append-only file of JSON objects, one a line, each durable when `append` returns.
+
+    A torn last line, left by a crash in mid-write, is cut off before the first append and is never
+    given back by `read`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd: int | None = None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line and fsync it."""
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        fd = self._open()
+        start = os.fstat(fd).st_size
+        try:
+            written = os.write(fd, line)
+            while written < len(line):
+                written += os.write(fd, line[written:])
+            os.fsync(fd)
+        except OSError:
+            # On a full disk half a line may be there: take it back, so that the file stays readable.
+            os.ftruncate(fd, start)
+            raise
+
+    def close(self) -> None:
+        """Close the file; a later append opens it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _open(self) -> int:
+        if self._fd is None:
+            new = not self._path.exists()
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            if new:
+                fsync_dir(self._path.parent)
+            else:
+                _cut_torn_line(fd)
+            self._fd = fd
+        return self._fd
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Give each whole line's object in order; nothing if there is no file; a torn last line is left out.
+
+    Raises:
+        ValueError: a line before the last is not a JSON object; the text names file and line.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                msg = f"{path}:{number}: not JSON: {error}"
+                raise ValueError(msg) from error
+            if not isinstance(record, dict):
+                msg = f"{path}:{number}: not a JSON object"
+                raise ValueError(msg)  # noqa: TRY004 - one error for "not what we wrote"
+            yield record
+
+
+def _cut_torn_line(fd: int) -> None:
+    size = os.fstat(fd).st_size
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        chunk = os.pread(fd, end - start, start)
+        newline = chunk.rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(fd, end)
+        os.fsync(fd)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold an exclusive flock on `path` (made if missing) for as long as the block runs, or raise at once.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_for_writing_elsewhere(fd: int) -> bool | None:
+    """Say whether any process has the open file `fd` (opened read-only) open for writing.
+
+    Asks the kernel for a read lease, which it refuses while there is a writer. ``None``: the kernel
+    would not say (a file of another owner, or a file system without leases).
+    Source: fcntl(2), "Leases". The caller must ignore SIGIO: a writer that comes in between asks
+    the lease's holder with it, and its default action ends the process.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
