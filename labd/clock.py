@@ -3,7 +3,15 @@
 import re
 from datetime import UTC, datetime
 
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_UNITS_S = {
+    "ms": 0.001,
+    "s": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "w": 604800.0,
+}
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d|w)")
 
 
@@ -22,6 +30,7 @@ def from_iso(text: str) -> datetime:
 
     Raises:
         ValueError: the text is not ISO-8601 with a zone.
+
     """
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
@@ -35,6 +44,7 @@ def parse_duration(value: float | str) -> float:
 
     Raises:
         ValueError: neither a number nor such a text, or not above zero.
+
     """
     if isinstance(value, bool):
         msg = "a duration is a number of seconds or a text like 4h"

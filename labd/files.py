@@ -29,8 +29,15 @@ def fsync_dir(directory: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
-    """Put `data` at `path` so that a reader, also after a crash, sees all of it or what was there before."""
+def write_atomic(
+    path: Path, data: bytes | str, *, mode: int = 0o644, replace: bool = True
+) -> None:
+    """Put `data` at `path` so that a reader, also after a crash, sees all of it or what was there before.
+
+    Raises:
+        FileExistsError: the path is taken, and `replace` is off.
+
+    """
     raw = data.encode() if isinstance(data, str) else data
     fd, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     try:
@@ -39,7 +46,10 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o644) -> None:
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        if replace:
+            Path(name).replace(path)
+        else:
+            rename_noreplace(Path(name), path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -57,6 +67,7 @@ def rename_durable(source: Path, target: Path) -> None:
     Raises:
         FileNotFoundError: the source is gone; another mover was faster.
         FileExistsError: the target is taken.
+
     """
     rename_noreplace(source, target)
     fsync_dir(target.parent)
@@ -135,6 +146,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         ValueError: a line before the last is not a JSON object; the text names file and line.
+
     """
     try:
         file = path.open("rb")
@@ -177,6 +189,7 @@ def locked(path: Path) -> Iterator[int]:
 
     Raises:
         BlockingIOError: another process holds it.
+
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

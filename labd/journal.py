@@ -40,6 +40,7 @@ class Journal:
     Raises:
         TimedOut: another live attempt holds the journal.
         JournalError: a line other than a torn last one is not readable.
+
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Journal:
                 fix="Move the file aside to do the work again from the start",
             ) from error
 
-    def step(self, key: str, inputs: Mapping[str, Any], fn: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON
+    def step(self, key: str, inputs: Mapping[str, Any], fn: Callable[[], Any]) -> Any:
         """Give back the JSON value recorded for `key` and `inputs`, or call `fn` and record what it gives.
 
         What `fn` raises is passed on and nothing is recorded.
@@ -74,6 +75,7 @@ class Journal:
         Raises:
             JournalError: `fn` gave something that is not JSON, or too much of it.
             StorageError: the line could not be written.
+
         """
         full_key = f"{key}/{digest(inputs)}"
         with self._mutex:
@@ -89,7 +91,7 @@ class Journal:
             self._on_step(key, replayed)
         return value
 
-    def _record(self, key: str, value: object, wall_s: float) -> Any:  # noqa: ANN401 - any JSON
+    def _record(self, key: str, value: object, wall_s: float) -> Any:
         line = {"key": key, "at": to_iso(utc_now()), "wall_s": round(wall_s, 3), "value": value}
         try:
             raw = json.dumps(line, ensure_ascii=False, allow_nan=False)
@@ -138,6 +140,7 @@ def _lock(path: Path, timeout_s: float) -> int:
             if time.monotonic() > deadline:
                 os.close(fd)
                 raise TimedOut(
-                    f"another attempt still holds the journal after {timeout_s:g} s", where=str(path)
+                    f"another attempt still holds the journal after {timeout_s:g} s",
+                    where=str(path),
                 ) from error
             time.sleep(_LOCK_POLL_S)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-type Param = bool | int | FiniteFloat | str
+Param = bool | int | FiniteFloat | str
 
 
 class Record(BaseModel):

@@ -1,0 +1,157 @@
+"""The archive: `results/<task id>/`, what is known of a task and what came of it.
+
+`events.jsonl` is written by the daemon alone, one line for each thing that happened to the task.
+`result.json` says how it ended; the worker writes it, or the daemon where no worker could.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labd.clock import from_iso, to_iso, utc_now
+from labd.errors import JournalError, StorageError
+from labd.files import JsonLines, fsync_dir, read_json_lines, write_json
+from labd.task import State
+
+EVENTS = "events.jsonl"
+RESULT = "result.json"
+JOURNAL = "journal.jsonl"
+LOG = "log.jsonl"
+MAX_RESULT_BYTES = 64 * 2**20
+
+_ENDS = {
+    "done": State.DONE,
+    "failed": State.FAILED,
+    "cancelled": State.CANCELLED,
+    "refused": State.FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a task's events say. Attempts count from 1; 0 means never claimed."""
+
+    events: tuple[Mapping[str, Any], ...]
+
+    @property
+    def attempt(self) -> int:
+        """The number of the last attempt."""
+        return max(
+            (int(e.get("attempt", 0)) for e in self.events if e["event"] == "claimed"), default=0
+        )
+
+    @property
+    def ended(self) -> State | None:
+        """The state that the last event decided, or ``None`` while undecided."""
+        return _ENDS.get(str(self.events[-1]["event"])) if self.events else None
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the task file as it was last claimed or refused."""
+        return next((str(e["sha256"]) for e in reversed(self.events) if "sha256" in e), "")
+
+    def since_asked(self) -> list[Mapping[str, Any]]:
+        """Give the events since the task was last asked for by a person: since its last end, or all."""
+        last_end = max(
+            (i for i, e in enumerate(self.events[:-1]) if e["event"] in _ENDS), default=-1
+        )
+        return list(self.events[last_end + 1 :])
+
+    def count(self, event: str) -> int:
+        """Count an event since the task was last asked for."""
+        return sum(1 for e in self.since_asked() if e["event"] == event)
+
+    @property
+    def first_claimed_s(self) -> float | None:
+        """When the task was first claimed, in seconds since the epoch."""
+        return next(
+            (from_iso(str(e["at"])).timestamp() for e in self.events if e["event"] == "claimed"),
+            None,
+        )
+
+
+class Archive:
+    """The results directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the results directory."""
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def directory(self, task_id: str) -> Path:
+        """Give the task's directory, whether it exists or not."""
+        return self.root / task_id
+
+    def knows(self, task_id: str) -> bool:
+        """Say whether the task has results, be they only a refusal."""
+        return os.path.lexists(self.directory(task_id))
+
+    def history(self, task_id: str) -> History:
+        """Read the task's events; none if there are none.
+
+        Raises:
+            JournalError: a line other than a torn last one can't be read.
+
+        """
+        try:
+            return History(tuple(read_json_lines(self.directory(task_id) / EVENTS)))
+        except ValueError as error:
+            raise JournalError(
+                f"the task's events can't be read: {error}", fix="Move the file aside"
+            ) from error
+
+    def record(self, task_id: str, event: str, **facts: object) -> None:
+        """Append an event, durably, making the task's directory where it is new.
+
+        Raises:
+            StorageError: the disk would not take it; nothing was recorded.
+
+        """
+        directory = self.directory(task_id)
+        try:
+            if not directory.is_dir():
+                directory.mkdir()
+                fsync_dir(self.root)
+            with JsonLines(directory / EVENTS) as lines:
+                lines.append({"event": event, "at": to_iso(utc_now()), **facts})
+        except OSError as error:
+            raise StorageError(
+                f"can't write to results/: {error.strerror}",
+                where=str(self.root),
+                fix="Make room or mend its rights",
+            ) from error
+
+    def result(self, task_id: str) -> dict[str, Any] | None:
+        """Read `result.json`, or give ``None`` if there is none that can be read."""
+        path = self.directory(task_id) / RESULT
+        try:
+            if path.stat().st_size > MAX_RESULT_BYTES:
+                return None
+            value = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def write_result(self, task_id: str, value: Mapping[str, Any]) -> None:
+        """Write `result.json` whole.
+
+        Raises:
+            StorageError: the disk would not take it.
+
+        """
+        try:
+            write_json(self.directory(task_id) / RESULT, value)
+        except OSError as error:
+            raise StorageError(
+                f"can't write {RESULT}: {error.strerror}", where=str(self.directory(task_id))
+            ) from error
+
+    def free_bytes(self) -> int:
+        """Give the space that is left for results."""
+        return shutil.disk_usage(self.root).free

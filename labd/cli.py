@@ -1,0 +1,462 @@
+"""The command line: one function for each verb, each a call of the lab's API and a print.
+
+What was asked for goes to stdout, talk to stderr. `--json` on every reader gives the same as data.
+Exit codes: 0 ok, 1 a task or a check failed, 2 usage, 3 not found, 4 refused or busy, 5 the daemon is silent.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from labd.errors import Busy, ConfigError, LabdError, MoveRefused, NotFound, TaskFileError
+
+if TYPE_CHECKING:
+    from labd.lab import Lab, TaskView
+    from labd.settings import Home
+
+EXIT_FAILED, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_SILENT = 1, 3, 4, 5
+_EXIT_CODES: list[tuple[type[LabdError], int]] = [
+    (NotFound, EXIT_NOT_FOUND),
+    (MoveRefused, EXIT_REFUSED),
+    (Busy, EXIT_REFUSED),
+]
+
+app = typer.Typer(
+    name="labd",
+    help="A research lab that never stops: drop a YAML file into spool/pending, find a paper in results/.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", help="The lab's directory; else $LABD_HOME, else here.", show_default=False
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+class _State:
+    home: Path | None = None
+
+
+@app.callback()
+def _root(home: HomeOption = None) -> None:
+    _State.home = home
+
+
+def main() -> None:
+    """Run the command line; errors of labd become a message and an exit code."""
+    try:
+        app()
+    except LabdError as error:
+        _complain(error)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(EXIT_FAILED) from None
+
+
+@app.command()
+def up(
+    *,
+    home: HomeOption = None,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Stop when the spool is drained; exit 1 if a task failed."),
+    ] = False,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run the daemon in the foreground.
+
+    Examples:  labd up --home ~/lab      labd up --once
+    """
+    from labd.daemon import Daemon
+    from labd.log import stderr_logger
+
+    if log_level not in {"debug", "info", "warning", "error"}:
+        raise typer.BadParameter("debug, info, warning or error", param_hint="--log-level")
+    the_home = _home(home, make=True)
+    raise typer.Exit(Daemon(the_home, stderr_logger(level=log_level), once=once).run())
+
+
+@app.command()
+def submit(
+    files: Annotated[list[Path], typer.Argument(help="Task files; each is checked first.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Check task files and copy them into the spool; print their ids.
+
+    Examples:  labd submit my-idea.yaml      labd submit config/examples/*.yaml
+    """
+    lab = _lab(make=True)
+    ids: list[str] = []
+    bad: list[TaskFileError] = []
+    for file in files:
+        try:
+            ids.append(lab.submit(file))
+        except TaskFileError as error:
+            bad.append(error)
+    _answer(
+        as_json,
+        {"submitted": ids, "refused": [str(error) for error in bad]},
+        lambda: [_out(name) for name in ids],
+    )
+    for refused in bad:
+        _err(str(refused))
+    if ids and not lab.status().up:
+        _err("labd: no daemon runs here; the tasks wait until `labd up` is started")
+    if bad:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(name="run")
+def run_one(file: Annotated[Path, typer.Argument(help="A task file.")]) -> None:
+    """Submit one task, start a daemon if none runs, show its progress, and end with what was found.
+
+    Examples:  labd run config/examples/first-paper.yaml      labd run my-idea.yaml
+    """
+    from labd.watch import run_and_watch
+
+    raise typer.Exit(run_and_watch(_lab(make=True), file))
+
+
+@app.command(name="list")
+def list_tasks(
+    *,
+    state: Annotated[
+        list[str] | None,
+        typer.Option("--state", "-s", help="Only these states.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", "-n", min=1, max=100_000, help="At most so many of each state."),
+    ] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the tasks: what runs, what waits and why, what has ended.
+
+    Examples:  labd list      labd list -s failed --json
+    """
+    from labd.task import State
+
+    known = [s.value for s in State]
+    for name in state or []:
+        if name not in known:
+            raise typer.BadParameter(
+                f"{name!r} is not one of {', '.join(known)}", param_hint="--state"
+            )
+    lab = _lab()
+    views = lab.tasks(tuple(State(name) for name in state or known), limit)
+    counts = {s.value: n for s, n in lab.counts().items()}
+    status = lab.status()
+    data = {
+        "tasks": [view.as_json() for view in views],
+        "counts": counts,
+        "daemon": {"up": status.up, "status_age_s": status.age_s},
+    }
+    _answer(as_json, data, lambda: _show_list(views, counts, up=status.up))
+
+
+@app.command()
+def show(
+    task: Annotated[str, typer.Argument(help="A task's id, or how it begins.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one task: its state and why, what happened to it, what it found, where its files are.
+
+    Examples:  labd show first-paper      labd show first --json
+    """
+    lab = _lab()
+    view = lab.find(task)
+    history = [dict(event) for event in lab.history(view.id).events]
+    data = {
+        "task": view.as_json(),
+        "events": history,
+        "result": lab.result(view.id),
+        "results_dir": str(lab.results_dir(view.id)),
+    }
+    _answer(as_json, data, lambda: _show_task(lab, view, history))
+
+
+@app.command()
+def logs(
+    task: Annotated[str, typer.Argument(help="A task's id, or how it begins.")],
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a task's log.
+
+    Examples:  labd logs first-paper      labd logs -f first-paper
+    """
+    lab = _lab()
+    view = lab.find(task)
+    offset = _print_log(lab, view.id, 0, as_json=as_json)
+    if not follow:
+        return
+    for now in lab.wait_for(view.id, poll_s=0.2):
+        offset = _print_log(lab, view.id, offset, as_json=as_json)
+        if now.state.decided:
+            _err(f"labd: {_safe(view.id)} is {now.state.value}")
+
+
+@app.command()
+def cancel(
+    tasks: Annotated[list[str], typer.Argument(help="Ids of waiting or running tasks.")],
+) -> None:
+    """Cancel tasks: a running one's processes are ended.
+
+    Examples:  labd cancel my-idea      labd cancel my-idea other-idea
+    """
+    _each(tasks, lambda lab, name: f"{_safe(lab.cancel(name).id)} cancelled")
+
+
+@app.command()
+def retry(
+    tasks: Annotated[list[str], typer.Argument(help="Ids of failed, cancelled or done tasks.")],
+) -> None:
+    """Ask for ended tasks again: failed and cancelled ones go on from their last finished step.
+
+    Examples:  labd retry my-idea      labd retry my-idea other-idea
+    """
+    _each(tasks, lambda lab, name: f"{_safe(lab.retry(name).id)} waits again")
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(help="Task files.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is wrong with task files: file, line, column, what was found and what was wanted.
+
+    Examples:  labd check my-idea.yaml      labd check --json *.yaml
+    """
+    from labd.lab import Lab
+    from labd.settings import Home, Settings
+
+    try:
+        lab = _lab()
+    except NotFound:
+        lab = Lab(Home(Path.cwd(), Settings()))
+    found: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            problems, warnings = [], lab.check(file).spec.warnings()
+        except (TaskFileError, ConfigError) as error:
+            problems, warnings = str(error).splitlines(), []
+        found.append(
+            {"file": str(file), "ok": not problems, "problems": problems, "warnings": warnings}
+        )
+    _answer(as_json, found, lambda: _show_checks(found))
+    if not all(entry["ok"] for entry in found):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def doctor(*, as_json: JsonOption = False) -> None:
+    """Try whether this machine keeps labd's promises, and say what to do where it does not.
+
+    Examples:  labd doctor      labd doctor --json
+    """
+    from labd.doctor import Level, examine
+
+    findings = []
+    for finding in examine(_home(make=False)):
+        findings.append(finding)
+        if not as_json:
+            mark = {
+                "ok": "ok     ",
+                "note": "note   ",
+                "warning": "WARNING",
+                "failing": "FAILING",
+            }[finding.level]
+            _out(f"{mark}  {finding.name}: {finding.found}")
+            if finding.fix:
+                _out(f"         {finding.fix}")
+    if as_json:
+        _out(
+            json.dumps(
+                [
+                    {"name": f.name, "level": f.level, "found": f.found, "fix": f.fix}
+                    for f in findings
+                ],
+                indent=2,
+            )
+        )
+    if any(f.level is Level.FAILING for f in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+# --- helpers
+
+
+def _home(given: Path | None = None, *, make: bool) -> "Home":
+    from labd.settings import load_home
+
+    path = given or _State.home
+    the_home = load_home(path)
+    if path is not None and not make and not the_home.root.is_dir():
+        raise NotFound("there is no such directory", where=str(the_home.root))
+    return the_home
+
+
+def _lab(*, make: bool = False) -> "Lab":
+    from labd.lab import Lab
+
+    return Lab(_home(make=make))
+
+
+def _each(tasks: list[str], ask: "Callable[[Lab, str], str]") -> None:
+    lab = _lab()
+    worst: LabdError | None = None
+    for name in tasks:
+        try:
+            _out(ask(lab, name))
+        except LabdError as error:
+            worst = error
+            _err(f"labd: {error}")
+    if worst is not None:
+        raise typer.Exit(_exit_code(worst))
+
+
+def _answer(as_json: bool, data: object, text: Callable[[], object]) -> None:  # noqa: FBT001
+    if as_json:
+        _out(json.dumps(data, indent=2))
+    else:
+        text()
+
+
+def _print_log(lab: "Lab", task: str, offset: int, *, as_json: bool) -> int:
+    while True:
+        lines, after = lab.log_lines(task, offset)
+        for line in lines:
+            if as_json:
+                _out(json.dumps(line))
+                continue
+            skip = ("event", "level", "timestamp", "task_id", "attempt")
+            facts = " ".join(
+                f"{key}={_safe(value)}" for key, value in line.items() if key not in skip
+            )
+            _out(f"{str(line.get('timestamp', ''))[11:19]} {_safe(line.get('event', ''))} {facts}")
+        if after == offset:
+            return offset
+        offset = after
+
+
+def _show_list(views: "list[TaskView]", counts: dict[str, int], *, up: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from labd.clock import utc_now
+
+    now = utc_now().timestamp()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "state", "what", "age"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("why, how far", overflow="fold")
+    styles = {"running": "cyan", "done": "green", "failed": "red", "cancelled": "dim"}
+    for view in views:
+        far = _progress(view)
+        what = view.template or view.kind
+        style = styles.get(view.state.value, "")
+        cells = (_safe(view.id, 60), view.state.value, what, _age(now - view.dropped_at))
+        table.add_row(
+            *(Text(cell, style=style if i == 1 else "") for i, cell in enumerate(cells)),
+            Text(far or _safe(view.why, 300)),
+        )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    if views:
+        console.print(table)
+    _err(
+        ", ".join(f"{number} {state}" for state, number in counts.items())
+        + ("" if up else "; no daemon runs")
+    )
+
+
+def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> None:
+    _out(
+        f"{_safe(view.id)}: {view.state.value}"
+        + (f", {_safe(view.why, 2000)}" if view.why else "")
+    )
+    if far := _progress(view):
+        _out(f"  {far}")
+    for event in history:
+        error = (event.get("error") or {}).get("message", "")
+        text = " ".join(
+            filter(
+                None,
+                [
+                    f"attempt {event['attempt']}" if event.get("attempt") else "",
+                    event.get("reason", ""),
+                    error,
+                ],
+            )
+        )
+        _out(f"  {event['at']}  {event['event']}  {_safe(text)}")
+    directory = lab.results_dir(view.id)
+    for name in ("paper.pdf", "paper.html", "paper.md", "paper.tex", "result.json"):
+        if (directory / name).is_file():
+            _out(f"  {directory / name}")
+
+
+def _show_checks(found: list[dict[str, Any]]) -> None:
+    for entry in found:
+        for problem in entry["problems"]:
+            _out(problem)
+        for warning in entry["warnings"]:
+            _out(f"{_safe(entry['file'])}: warning: {warning}")
+        if entry["ok"]:
+            _out(f"{_safe(entry['file'])}: ok")
+
+
+def _progress(view: "TaskView") -> str:
+    if view.progress is None:
+        return ""
+    p = view.progress
+    return f"{p.stage} {p.done}/{p.total} {p.detail}".strip()
+
+
+def _age(seconds: float) -> str:
+    from labd.clock import print_duration
+
+    return print_duration(max(0.0, seconds))
+
+
+def _safe(value: object, limit: int = 500) -> str:
+    from labd.text import printable
+
+    return printable(str(value), limit)
+
+
+def _out(text: str) -> None:
+    print(text)
+
+
+def _err(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _exit_code(error: LabdError) -> int:
+    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_FAILED)
+
+
+def _complain(error: LabdError) -> NoReturn:
+    _err(f"labd: {error}")
+    raise SystemExit(_exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""What people may see and ask of a lab: one API over spool/ and results/, for the command line and the page.
+
+Files only, no socket to the daemon: everything here works with the daemon down. Asking is a rename.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labd.archive import LOG, Archive, History
+from labd.clock import from_iso, utc_now
+from labd.errors import JournalError, MoveRefused, NotFound, TaskFileError
+from labd.settings import Home
+from labd.spool import Entry, Spool
+from labd.task import (
+    MAX_BYTES,
+    State,
+    TaskFile,
+    check_name,
+    is_task_name,
+    numbered,
+    parse_task,
+    task_id,
+)
+from labd.text import printable
+
+_STALE_S = 30.0
+_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the daemon last said. `up` means that one holds the spool now."""
+
+    up: bool
+    age_s: float | None
+    facts: dict[str, Any]
+
+    @property
+    def stale(self) -> bool:
+        """Whether the daemon has been silent for too long."""
+        return self.age_s is None or self.age_s > _STALE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the work is: stage, and so many of so many."""
+
+    stage: str
+    done: int
+    total: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """One task, as lists show it. `why` says why it waits or why it failed; times are seconds since the epoch."""
+
+    id: str
+    state: State
+    file: str
+    dropped_at: float
+    why: str = ""
+    kind: str = ""
+    template: str = ""
+    priority: int = 0
+    attempt: int = 0
+    progress: Progress | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the view as JSON data with printable texts."""
+        progress = self.progress and {
+            "stage": self.progress.stage,
+            "done": self.progress.done,
+            "total": self.progress.total,
+        }
+        return {
+            "id": self.id, "state": self.state.value, "file": self.file,
+            "dropped_at": round(self.dropped_at, 3), "why": self.why, "kind": self.kind, "template": self.template,
+            "priority": self.priority, "attempt": self.attempt, "progress": progress,
+        }  # fmt: skip
+
+
+class Lab:
+    """One lab, seen from outside."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._spool = Spool(home.spool)
+        self._archive = Archive(home.results)
+
+    # --- see
+
+    def status(self) -> Status:
+        """Give what the daemon last said, and whether one runs."""
+        try:
+            facts = json.loads((self.home.run_dir / "status.json").read_bytes())
+            age_s = (utc_now() - from_iso(facts["at"])).total_seconds()
+        except (OSError, ValueError, KeyError):
+            facts, age_s = {}, None
+        return Status(self._spool.holder() is not None, age_s, facts)
+
+    def counts(self) -> dict[State, int]:
+        """Count the tasks in each state."""
+        return {state: len(self._spool.names(state)) for state in State}
+
+    def tasks(self, states: tuple[State, ...] = tuple(State), limit: int = 50) -> list[TaskView]:
+        """Give the newest `limit` tasks of each state, running first, then waiting, then the ended ones."""
+        reasons = self.status().facts.get("reasons", {})
+        order = [
+            s
+            for s in (State.RUNNING, State.PENDING, State.FAILED, State.CANCELLED, State.DONE)
+            if s in states
+        ]
+        views: list[TaskView] = []
+        for state in order:
+            entries = sorted(self._spool.entries(state), key=lambda e: e.mtime_ns, reverse=True)[
+                :limit
+            ]
+            views += [self._view(state, entry, reasons) for entry in entries]
+        return views
+
+    def find(self, wanted: str) -> TaskView:
+        """Give the task with this id, or the only one whose id begins so.
+
+        Raises:
+            NotFound: there is none, or more than one; the text names what is near.
+
+        """
+        reasons = self.status().facts.get("reasons", {})
+        wanted_id = task_id(wanted) if is_task_name(wanted) else wanted
+        for state, name in self._spool.where(wanted_id):
+            entry = self._spool.entry(state, name)
+            if entry is not None:
+                return self._view(state, entry, reasons)
+        found = (
+            [(s, n) for s in State for n in self._spool.names(s) if n.startswith(wanted_id)]
+            if wanted_id
+            else []
+        )
+        if len(found) == 1:
+            state, name = found[0]
+            entry = self._spool.entry(state, name)
+            if entry is not None:
+                return self._view(state, entry, reasons)
+        names = ", ".join(printable(task_id(n), 60) for _, n in found[:5])
+        fix = f"Say which: {names}" if found else "`labd list` shows the tasks"
+        raise NotFound(f"{len(found) or 'no'} tasks begin with {printable(wanted_id)!r}", fix=fix)
+
+    def history(self, task_id_: str) -> History:
+        """Give the task's events."""
+        return self._archive.history(task_id_)
+
+    def result(self, task_id_: str) -> dict[str, Any] | None:
+        """Give the task's `result.json`, or ``None``."""
+        return self._archive.result(task_id_)
+
+    def results_dir(self, task_id_: str) -> Path:
+        """Give the task's directory under results/."""
+        return self._archive.directory(task_id_)
+
+    def log_lines(self, task_id_: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Give the task's log lines from a byte offset on, and the offset after them; half a line is left for later."""
+        path = self._archive.directory(task_id_) / LOG
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                raw = file.read(4 * 2**20)
+        except FileNotFoundError:
+            return [], offset
+        whole = raw[: raw.rfind(b"\n") + 1]
+        return list(_objects(whole)), offset + len(whole)
+
+    def progress(self, task_id_: str) -> Progress | None:
+        """Give how far the task's work is, by the end of its log."""
+        path = self._archive.directory(task_id_) / LOG
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _TAIL_BYTES))
+                raw = file.read(_TAIL_BYTES)
+        except OSError:
+            return None
+        lines = [line for line in _objects(raw) if line.get("event") == "stage.progress"]
+        return progress_of(lines[-1]) if lines else None
+
+    # --- ask
+
+    def check(self, path: Path) -> TaskFile:
+        """Read a task file that is not in the spool yet.
+
+        Raises:
+            TaskFileError: it is not a valid task, or can't be read.
+
+        """
+        try:
+            if not path.is_file():
+                raise TaskFileError("there is no such file", where=printable(str(path)))
+            with path.open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise TaskFileError(
+                f"it can't be read: {error.strerror}", where=printable(str(path))
+            ) from error
+        return parse_task(raw, str(path))
+
+    def submit(self, path: Path) -> str:
+        """Copy a valid task file into pending/ under a free name; give the id that it has there.
+
+        Raises:
+            TaskFileError: it is not a valid task; nothing was submitted.
+
+        """
+        self.check(path)
+        name = path.name if is_task_name(path.name) else f"{path.name}.yaml"
+        check_name(name)
+        self._spool.prepare()
+        raw = path.read_bytes()
+        for number in range(1, 100_000):
+            wanted = numbered(name, number)
+            if self._archive.knows(task_id(wanted)) or self._spool.where(task_id(wanted)):
+                continue
+            try:
+                self._spool.put(raw, wanted)
+            except FileExistsError:
+                continue
+            return task_id(wanted)
+        raise MoveRefused(f"there are too many tasks named {printable(name)}")
+
+    def cancel(self, wanted: str) -> TaskView:
+        """Cancel a waiting or running task: its file goes to cancelled/, and the daemon ends its work.
+
+        Raises:
+            NotFound: no such task. MoveRefused: it has ended already.
+
+        """
+        return self._ask(wanted, (State.PENDING, State.RUNNING), State.CANCELLED)
+
+    def retry(self, wanted: str) -> TaskView:
+        """Ask for an ended task again: its file goes back to pending/.
+
+        Raises:
+            NotFound: no such task. MoveRefused: it has not ended.
+
+        """
+        return self._ask(wanted, (State.FAILED, State.CANCELLED, State.DONE), State.PENDING)
+
+    def _ask(self, wanted: str, from_: tuple[State, ...], to: State) -> TaskView:
+        for _ in range(3):
+            view = self.find(wanted)
+            if view.state not in from_:
+                allowed = " or ".join(state.value for state in from_)
+                raise MoveRefused(f"{printable(view.id)} is {view.state.value}; wanted {allowed}")
+            try:
+                self._spool.move(view.file, view.state, to)
+            except FileNotFoundError:
+                continue  # somebody moved it in this very moment; look again
+            return view
+        raise MoveRefused(f"{printable(wanted)} is being moved by others; try again")
+
+    def _view(self, state: State, entry: Entry, reasons: dict[str, str]) -> TaskView:
+        why = reasons.get(printable(entry.name), "")
+        progress: Progress | None = None
+        history = History(())
+        if state is not State.PENDING:
+            try:
+                history = self._archive.history(entry.id)
+            except JournalError:
+                why = "its events can't be read"
+        if state is State.FAILED and history.events:
+            why = str((history.events[-1].get("error") or {}).get("message", ""))
+        if state is State.DONE and history.events:
+            why = " ".join(history.events[-1].get("summary") or [])
+        if state is State.RUNNING:
+            progress = self.progress(entry.id)
+        facts: dict[str, Any] = {}
+        try:
+            spec = parse_task(self._spool.read(state, entry.name), entry.name).spec
+            facts = {"kind": spec.kind, "template": spec.template or "", "priority": spec.priority}
+        except (TaskFileError, FileNotFoundError, OSError):
+            facts = {"kind": "?"}
+        return TaskView(
+            entry.id,
+            state,
+            entry.name,
+            entry.mtime_ns / 1e9,
+            why=why,
+            attempt=history.attempt,
+            progress=progress,
+            **facts,
+        )
+
+    def wait_for(self, task_id_: str, poll_s: float = 0.1) -> Iterator[TaskView]:
+        """Give the task's view again and again until it has ended; the last one is of its end."""
+        while True:
+            view = self.find(task_id_)
+            yield view
+            if view.state.decided:
+                return
+            time.sleep(poll_s)
+
+
+def progress_of(line: dict[str, Any]) -> Progress:
+    """Read a ``stage.progress`` line of a task's log."""
+    return Progress(
+        str(line.get("stage", "")),
+        int(line.get("done", 0)),
+        int(line.get("total", 0)),
+        printable(str(line.get("detail", "")), 120),
+    )
+
+
+def _objects(raw: bytes) -> Iterator[dict[str, Any]]:
+    for line in raw.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value

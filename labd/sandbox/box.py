@@ -1,0 +1,237 @@
+"""The sandbox: gaps, and runs."""
+
+import os
+import shlex
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from labd.errors import SandboxError, StorageError
+from labd.sandbox import gaps as find
+from labd.sandbox.command import binds_of, environment, inner, interpreter, options, syscall_filter
+from labd.sandbox.launch import Command, start
+from labd.sandbox.model import Ending, Gap, Limits, Request, SandboxConfig, SandboxResult
+from labd.sandbox.output import Output
+from labd.sandbox.supervise import Seen, StartFailed, supervise
+from labd.sandbox.workdir import hand_over, take_back
+from labd.text import printable
+
+_PROBE_LIMITS = Limits(
+    wall_s=5, memory_bytes=2**28, processes=16, disk_bytes=2**20, output_bytes=2**16
+)
+_MAX_TEXT = 100_000
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Sandbox:
+    """Runs untrusted commands. Any thread may use it, several at once; one run per directory at a time."""
+
+    def __init__(self, config: SandboxConfig = SandboxConfig()) -> None:  # noqa: B008 - frozen
+        self._config = config
+        self._uid = config.uid if os.geteuid() == 0 else None
+        self._mutex = threading.Lock()
+        self._gaps: list[Gap] | None = None
+        self._nested = False
+
+    def gaps(self) -> list[Gap]:
+        """Give the promises that can't be kept on this host; none is the normal case. Tried once, then remembered."""
+        with self._mutex:
+            if self._gaps is None:
+                found = find.of_tools(self._config.bwrap, root=self._uid is not None)
+                missing = {gap.name for gap in found} - {"seccomp"}
+                self._gaps = found if missing else found + self._probe()
+            return list(self._gaps)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        workdir: Path,
+        read_only: Mapping[str, Path] = _NOTHING,
+        env: Mapping[str, str] = _NOTHING,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        gpus: Sequence[int] = (),
+        log: Path | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> SandboxResult:
+        """Run a command, and give how it went when every process of it is dead.
+
+        `workdir` is ``/work`` inside, the current directory and all that the run can write; afterwards
+        it holds plain files, directories, and links that stay inside. `read_only` maps places inside to
+        files or directories of the host, which others must be allowed to read where labd is root; one
+        below ``/work`` needs a file or directory there to lie over, or leaves an empty one. ``python`` as
+        the first word is labd's own interpreter. `env` comes over what the sandbox sets itself.
+        `log` gets the output, kept as in the result. Setting `cancelled` kills the run.
+
+        Where labd runs as root, `workdir` belongs to the sandbox's uid while the run lasts.
+
+        Raises:
+            SandboxError: nothing was run, because the host can't keep a promise or the arguments can't
+                be met; or the run's end could not be made sure of.
+            StorageError: the log or the working directory could not be written or read.
+
+        """
+        self._refuse_gaps()
+        asked = Request(tuple(argv), workdir, dict(read_only), dict(env), limits, tuple(gpus))
+        request = _checked(asked, root=self._uid is not None)
+        if log is not None and log.parent.resolve().is_relative_to(request.workdir):
+            raise SandboxError(
+                f"the log {log} lies where the run can write", fix="Put it outside the workdir"
+            )
+        try:
+            return self._run(request, log, cancelled or threading.Event())
+        except StartFailed as error:
+            gap = find.of_start(str(error))
+            raise SandboxError(gap.what, where=gap.name, fix=gap.fix) from error
+        except OSError as error:
+            raise StorageError(
+                f"a sandboxed run was ended: {error}", where=str(request.workdir)
+            ) from error
+
+    def _refuse_gaps(self) -> None:
+        open_gaps = [gap for gap in self.gaps() if gap.name not in self._config.allow_missing]
+        if open_gaps:
+            raise SandboxError(
+                "; ".join(f"{gap.what} ({gap.name})" for gap in open_gaps),
+                where="sandbox",
+                fix=". ".join(dict.fromkeys(gap.fix for gap in open_gaps)),
+            )
+
+    def _run(
+        self, request: Request, log: Path | None, cancelled: threading.Event
+    ) -> SandboxResult:
+        with (
+            _directory(request.workdir) as workdir_fd,
+            Output(request.limits.output_bytes, log) as output,
+        ):
+            before = os.fstat(workdir_fd)
+            owner = None if self._uid is None else (before.st_uid, before.st_gid)
+            try:
+                if self._uid is not None:
+                    hand_over(workdir_fd, self._uid)
+                seen = self._supervised(request, workdir_fd, output, cancelled)
+            finally:
+                run_uid = os.geteuid() if self._uid is None else self._uid
+                used, removed = take_back(workdir_fd, run_uid, owner)
+            ending, exit_code = seen.ending, seen.exit_code
+            too_much = (
+                used.size_bytes > request.limits.disk_bytes or used.files > request.limits.files
+            )
+            if ending is Ending.EXITED and too_much:
+                ending, exit_code = Ending.DISK_LIMIT, None
+            return SandboxResult(
+                ending=ending,
+                exit_code=exit_code,
+                wall_s=seen.wall_s,
+                cpu_s=seen.cpu_s,
+                peak_memory_bytes=seen.peak_memory_bytes,
+                output=output.finish(),
+                removed=removed,
+            )
+
+    def _supervised(
+        self, request: Request, workdir_fd: int, output: Output, cancelled: threading.Event
+    ) -> Seen:
+        command = self._command(request)
+        interrupted = threading.Event()
+
+        def stop() -> bool:
+            return cancelled.is_set() or interrupted.is_set()
+
+        def whole() -> Seen:
+            return supervise(start(command, self._uid), request.limits, workdir_fd, output, stop)
+
+        if self._uid is None:
+            return whole()
+        with ThreadPoolExecutor(1, "labd-sandbox") as thread:
+            future = thread.submit(whole)
+            try:
+                return future.result()
+            except BaseException:
+                # What interrupts the caller, a KeyboardInterrupt say, doesn't reach that thread by itself.
+                interrupted.set()
+                raise
+
+    def _command(self, request: Request) -> Command:
+        python = interpreter()
+        binds = binds_of(request, python)
+        return Command(
+            bwrap=self._config.bwrap,
+            binds=binds,
+            options=lambda sources: options(request, python, binds, sources, nested=self._nested),
+            inner=inner(request, python),
+            syscall_filter=syscall_filter(),
+        )
+
+    def _probe(self) -> list[Gap]:
+        """Start a real sandbox, and give what it shows; without the ban on nesting if it won't start with it."""
+        words = ""
+        for self._nested in (False, True):
+            try:
+                return self._probe_once()
+            except StartFailed as error:
+                words = words or str(error)
+            except OSError as error:
+                return [find.of_start(str(error))]
+        return [find.of_start(words)]
+
+    def _probe_once(self) -> list[Gap]:
+        with tempfile.TemporaryDirectory(prefix="labd-probe-") as name:
+            canary = Path(name) / "canary"
+            canary.touch()
+            workdir = Path(name) / "work"
+            workdir.mkdir()
+            argv = ("sh", "-c", find.PROBE, "sh", str(canary))
+            request = Request(argv, workdir, {}, {}, _PROBE_LIMITS, ())
+            output = self._run(request, None, threading.Event()).output
+        names = environment(request, interpreter())
+        return find.of_probe(output, names, filtered=syscall_filter() is not None)
+
+
+def _checked(request: Request, *, root: bool) -> Request:
+    """Give the request with its paths resolved, or say what is wrong with it."""
+    workdir = request.workdir.resolve()
+    read_only = {inside: source.resolve() for inside, source in request.read_only.items()}
+    if not workdir.is_dir():
+        raise SandboxError(
+            "the working directory is not a directory", where=printable(str(workdir))
+        )
+    for source in read_only.values():
+        if not source.exists():
+            raise SandboxError("an input is not there", where=printable(str(source)))
+        wanted = 0o005 if source.is_dir() else 0o004
+        if root and stat.S_IMODE(source.stat().st_mode) & wanted != wanted:
+            fix = f"Where labd is root, runs are another user: chmod -R o+rX {shlex.quote(str(source))}"
+            raise SandboxError(
+                "a run may not read this input", where=printable(str(source)), fix=fix
+            )
+    texts = (*request.argv, *request.env, *request.env.values(), *read_only)
+    named = all(name and "=" not in name for name in request.env)
+    if (
+        not request.argv
+        or not named
+        or any("\0" in text or len(text) >= _MAX_TEXT for text in texts)
+    ):
+        raise SandboxError(
+            "a command, an environment or the place of an input is not one",
+            fix=f"No NUL bytes, no text of {_MAX_TEXT} characters, no = in names, and at least one word",
+        )
+    if any(index < 0 for index in request.gpus):
+        raise SandboxError(f"GPUs are numbered from 0, got {request.gpus}")
+    return replace(request, workdir=workdir, read_only=read_only)
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,122 @@
+"""What goes into a sandboxed run and what comes out of it, as data. Imports nothing of ours but errors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+
+from labd.errors import SandboxError
+
+_MIB = 2**20
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one run may use. All are above zero.
+
+    Raises:
+        SandboxError: a limit is not above zero.
+
+    """
+
+    wall_s: float = 600.0
+    memory_bytes: int = 4 * _GIB
+    """Of one process's writable memory (by the kernel), and of the whole tree (by polling)."""
+    processes: int = 256
+    """Processes and threads together, at one time."""
+    file_bytes: int = _GIB
+    """Size of one file."""
+    disk_bytes: int = 2 * _GIB
+    """Blocks held by the working directory and by unlinked open files."""
+    files: int = 100_000
+    """Entries of the working directory, at all depths."""
+    output_bytes: int = 8 * _MIB
+    """Of output kept, head and tail; a run that writes four times as much is killed."""
+    shm_bytes: int = _GIB
+    tmp_bytes: int = _GIB
+    """Of ``/tmp`` and of ``HOME``, each."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise SandboxError(
+                    f"the limit {field.name} is {getattr(self, field.name)!r}",
+                    fix="Limits are numbers above zero",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxConfig:
+    """What a host's owner may choose about sandboxes.
+
+    Raises:
+        SandboxError: `uid` is 0 or not a user id.
+
+    """
+
+    uid: int = 64123
+    """Host user and group id that runs have where labd itself runs as root."""
+    bwrap: str = "bwrap"
+    allow_missing: frozenset[str] = frozenset()
+    """Names of gaps that the owner knows of and accepts."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.uid < 2**32 - 1:
+            raise SandboxError(
+                f"the sandbox's uid is {self.uid}",
+                fix="Choose an unprivileged user id that nobody else uses, such as 64123",
+            )
+
+
+class Ending(StrEnum):
+    """Why a run is over. Only ``exited`` was the command's own doing."""
+
+    EXITED = "exited"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    OUTPUT_LIMIT = "output_limit"
+    DISK_LIMIT = "disk_limit"
+    MEMORY_LIMIT = "memory_limit"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxResult:
+    """How a run went. Every process of it is dead."""
+
+    ending: Ending
+    exit_code: int | None
+    """``None`` unless `ending` is ``exited``; negative: the signal that ended the command.
+
+    As in a shell, exit codes 129 to 192 and signals 1 to 64 can't be told apart; both read as signals.
+    """
+    wall_s: float
+    cpu_s: float
+    """User and system time of all processes."""
+    peak_memory_bytes: int | None
+    """Largest sum seen by polling, shared pages counted once; ``None`` if the run was too short to see."""
+    output: str
+    """Standard output and error as they came, what was cut stated."""
+    removed: int = 0
+    """Links that led out of the working directory, FIFOs, sockets and over-deep directories taken away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A promise that this host can't keep, and what would change that."""
+
+    name: str
+    what: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run, checked: paths are absolute and resolved, texts hold no NUL."""
+
+    argv: tuple[str, ...]
+    workdir: Path
+    read_only: Mapping[str, Path]
+    env: Mapping[str, str]
+    limits: Limits
+    gpus: tuple[int, ...]

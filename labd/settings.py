@@ -1,0 +1,141 @@
+"""The settings: `config/labd.yaml` under the home, read once, and every path derived from the home."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from labd.errors import ConfigError, NotFound
+from labd.task import Seconds
+from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
+
+HOME_VARIABLE = "LABD_HOME"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RaySettings(_Part):
+    """How the engine gets its Ray."""
+
+    address: str | None = None
+    """``host:port`` of a running cluster; absent: labd starts Ray itself, on the loopback."""
+    num_cpus: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """CPUs that the embedded Ray offers; absent: as many as the machine has."""
+    num_gpus: Annotated[int, Field(ge=0, le=1024)] | None = None
+    """GPUs that the embedded Ray offers; absent: as many as it finds."""
+    dashboard: bool = True
+
+
+class SandboxSettings(_Part):
+    """Limits of one experiment run, and which promises of the sandbox this host is excused from."""
+
+    uid: Annotated[int, Field(ge=1, lt=2**31)] = 64123
+    """The user id that experiments get where labd runs as root."""
+    memory_bytes: Annotated[int, Field(ge=64 * 2**20)] = 4 * 2**30
+    processes: Annotated[int, Field(ge=8, le=100_000)] = 256
+    disk_bytes: Annotated[int, Field(ge=2**20)] = 2 * 2**30
+    output_bytes: Annotated[int, Field(ge=4096)] = 8 * 2**20
+    allow_missing: frozenset[str] = frozenset()
+
+
+class EndpointSettings(_Part):
+    """A server of language models."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    url: str
+    api: Literal["ollama", "openai"] = "ollama"
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            msg = "a URL that begins with http:// or https://"
+            raise ValueError(msg)
+        return value.rstrip("/")
+
+
+class Settings(_Part):
+    """All settings; unknown keys are errors, a change means a restart."""
+
+    spool: str = "spool"
+    results: str = "results"
+    templates: str = "config/templates"
+    rescan: Seconds = 5.0
+    """How often the directories are looked at without being told of a change."""
+    settle: Seconds = 2.0
+    """How long a file must be still where the kernel can't say whether it is being written."""
+    default_timeout: Seconds = 4 * 3600.0
+    min_free_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
+    """Nothing is claimed while results/ has less free space than this."""
+    ray: RaySettings = RaySettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    endpoints: tuple[EndpointSettings, ...] = ()
+
+
+class Home:
+    """A lab's home directory: its settings and where everything is. Makes no directories."""
+
+    def __init__(self, root: Path, settings: Settings) -> None:
+        self.root = root
+        self.settings = settings
+        self.spool = root / settings.spool
+        self.results = root / settings.results
+        self.templates = root / settings.templates
+
+    @property
+    def run_dir(self) -> Path:
+        """The daemon's own files: lock, status, Ray's token."""
+        return self.spool / ".labd"
+
+
+def find_home(given: Path | None) -> Path:
+    """Give the home as an absolute path: as given, else ``$LABD_HOME``, else the current directory if it is one.
+
+    Raises:
+        NotFound: none of these is a directory that looks like a home.
+
+    """
+    named = given or (Path(os.environ[HOME_VARIABLE]) if os.environ.get(HOME_VARIABLE) else None)
+    if named is not None:
+        return named.expanduser().absolute()
+    here = Path.cwd()
+    if (here / "config" / "labd.yaml").is_file() or (here / "spool").is_dir():
+        return here
+    raise NotFound(
+        "no lab here: neither config/labd.yaml nor spool/",
+        where=str(here),
+        fix=f"Name the lab's home with --home DIR or {HOME_VARIABLE}; `labd up --home DIR` makes a new one",
+    )
+
+
+def load_home(given: Path | None = None) -> Home:
+    """Find the home and read its settings; without a settings file the defaults hold.
+
+    Raises:
+        NotFound: there is no home.
+        ConfigError: the settings file is not valid; every problem with its line.
+
+    """
+    root = find_home(given)
+    path = root / "config" / "labd.yaml"
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return Home(root, Settings())
+    except OSError as error:
+        raise ConfigError(
+            f"the settings can't be read: {error.strerror}", where=str(path)
+        ) from error
+    if not raw.strip():
+        return Home(root, Settings())
+    try:
+        document = load_yaml(raw)
+        settings = Settings() if document.data is None else check(Settings, document)
+    except InvalidFile as error:
+        lines = [problem.located(str(path)) for problem in error.problems]
+        raise ConfigError("\n".join(lines), fix="Mend the settings and start again") from error
+    return Home(root, settings)

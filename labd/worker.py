@@ -1,0 +1,165 @@
+"""One attempt at a task, on the node that runs it: builds the tools, does the research, writes the result.
+
+Called by the engine in a Ray worker process; runs as well without Ray. Knows the sandbox, the journal
+and research; nothing of the spool or of Ray.
+"""
+
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from labd.archive import JOURNAL, LOG, Archive
+from labd.clock import to_iso, utc_now
+from labd.errors import LabdError, StorageError
+from labd.journal import Journal
+from labd.log import Logger, file_logger
+from labd.research.paper import write_paper
+from labd.research.sweep import Brief, Tools, run_sweep
+from labd.research.template import load_template
+from labd.sandbox import Limits, Sandbox, SandboxConfig
+from labd.task import TaskSpec, parse_task
+
+_DEADLINE_SHARE = (
+    0.8  # of the task's timeout, after which the search stops and the paper is written
+)
+
+
+def run(job: dict[str, Any], gpus: list[int]) -> dict[str, Any]:
+    """Do the attempt; give its outcome: ``attempt``, ``outcome`` (done or failed), ``error``, ``summary``.
+
+    Never raises for what the task, its template or the disk did; such things are a failed outcome
+    with ``code``, ``message`` and ``retryable`` in ``error``.
+    """
+    started = utc_now()
+    clock = time.monotonic()
+    results = Path(job["results_dir"])
+    outcome: dict[str, Any] = {
+        "task_id": job["task_id"],
+        "attempt": job["attempt"],
+        "outcome": "failed",
+    }
+    log: Logger | None = None
+    try:
+        log = file_logger(results / LOG).bind(task_id=job["task_id"], attempt=job["attempt"])
+        log.info("attempt.started", node=job["node_id"], gpus=gpus)
+        outcome |= _research(job, gpus, results, log, clock) | {"outcome": "done", "error": None}
+    except LabdError as error:
+        outcome["error"] = {
+            "code": error.code,
+            "message": str(error),
+            "retryable": error.retryable,
+        }
+    except OSError as error:
+        outcome["error"] = {
+            "code": "storage",
+            "message": f"{error.strerror}: {error.filename}",
+            "retryable": True,
+        }
+    except Exception as error:  # noqa: BLE001 - the worker's one border: a fault of ours is an outcome, with its trace
+        message = f"a fault in labd: {type(error).__name__}: {error}"
+        outcome["error"] = {
+            "code": "bug",
+            "message": message,
+            "retryable": False,
+            "traceback": traceback.format_exc(),
+        }
+    outcome |= {
+        "started_at": to_iso(started),
+        "finished_at": to_iso(utc_now()),
+        "wall_s": round(time.monotonic() - clock, 3),
+        "gpu_s": round((time.monotonic() - clock) * job["num_gpus"], 3),
+        "tokens": 0,
+    }
+    return _keep(job, outcome, log)
+
+
+def _keep(job: dict[str, Any], outcome: dict[str, Any], log: Logger | None) -> dict[str, Any]:
+    research = outcome.pop("research", None)
+    whole = {**outcome, **({"research": research} if research else {})}
+    archive = Archive(Path(job["results_dir"]).parent)
+    try:
+        archive.write_result(job["task_id"], whole)
+    except StorageError as error:
+        if outcome["outcome"] == "done":
+            outcome |= {
+                "outcome": "failed",
+                "error": {"code": error.code, "message": str(error), "retryable": True},
+            }
+    if log is not None:
+        try:
+            log.info(
+                "attempt.finished",
+                outcome=outcome["outcome"],
+                error=outcome["error"],
+                wall_s=outcome["wall_s"],
+            )
+        except OSError as error:
+            outcome["log_lost"] = str(error)
+    return outcome
+
+
+def _research(
+    job: dict[str, Any], gpus: list[int], results: Path, log: Logger, clock: float
+) -> dict[str, Any]:
+    task = parse_task(job["task_text"].encode(), job["file_name"])
+    spec = task.spec
+    for warning in spec.warnings():
+        log.warning("task.key_ignored", key=warning)
+    template = load_template(
+        spec.template or "", roots=[Path(root) for root in job["template_roots"]]
+    )
+    tools = Tools(
+        sandbox=_sandbox(job["sandbox"]),
+        cancelled=threading.Event(),
+        progress=lambda stage, done, total, detail: log.info(
+            "stage.progress", stage=stage, done=done, total=total, detail=detail
+        ),
+    )
+    with Journal(results / JOURNAL) as journal:
+        if len(journal):
+            log.info("journal.resumed", steps=len(journal))
+        record = run_sweep(_brief(job, spec, template, gpus, clock), tools, journal, results)
+        log.info("stage.progress", stage="paper", done=0, total=1, detail="writing")
+        rendered = write_paper(record, results)
+    for warning in rendered.warnings:
+        log.warning("paper.warning", detail=warning)
+    log.info("stage.progress", stage="paper", done=1, total=1, detail="paper.pdf")
+    return {"research": record.context(), "summary": _summary(record)}
+
+
+def _brief(
+    job: dict[str, Any], spec: TaskSpec, template: Any, gpus: list[int], clock: float
+) -> Brief:
+    per_run = max(1, template.cpus_per_run)
+    return Brief(
+        task_id=job["task_id"],
+        title=spec.title,
+        template=template,
+        seed=spec.seed,
+        num_trials=spec.max_runs or template.num_trials,
+        num_confirm_seeds=spec.num_seeds or template.num_confirm_seeds,
+        parallel=max(1, int(job["num_cpus"] // per_run)),
+        deadline=clock + _DEADLINE_SHARE * job["timeout_s"],
+        task_text=job["task_text"],
+        task_sha256=job["task_sha256"],
+        gpus=tuple(gpus),
+    )
+
+
+def _sandbox(settings: dict[str, Any]) -> Any:
+    return Sandbox(
+        SandboxConfig(uid=settings["uid"], allow_missing=frozenset(settings["allow_missing"]))
+    )
+
+
+def _summary(record: Any) -> list[str]:
+    return [record.claim.reason]
+
+
+def warm_up() -> None:
+    """Import what a task needs; the imports above are the most of it, Ray's worker then keeps them."""
+
+
+__all__ = ["Limits", "run", "warm_up"]

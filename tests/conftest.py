@@ -1,0 +1,50 @@
+"""Fixtures for all tests. A `home` is a whole lab in a directory of its own."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from labd.archive import Archive
+from labd.settings import Home, Settings
+from labd.spool import Spool
+from tests.processes import DaemonProcess
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_home_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABD_HOME", raising=False)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A lab's home with empty directories and the default settings."""
+    the_home = Home(tmp_path, Settings())
+    Spool(the_home.spool).prepare()
+    Archive(the_home.results).prepare()
+    return the_home
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """Start real daemons; whatever is left of them at the end of the test is killed, by process id."""
+    started: list[DaemonProcess] = []
+
+    def start(where: Path | None = None, *arguments: str) -> DaemonProcess:
+        process = DaemonProcess(where or tmp_path, arguments)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill_everything()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _python_is_ours() -> None:
+    assert Path(sys.executable).exists()
+    os.environ.setdefault("PYTHONPATH", str(REPO))

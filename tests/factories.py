@@ -1,0 +1,54 @@
+"""Valid things with one line to change one part of them."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TASK = {"kind": "research", "template": "digits"}
+
+
+def task_text(**over: Any) -> str:
+    """A valid task file's text; ``None`` takes a key away."""
+    return yaml.safe_dump(
+        {k: v for k, v in {**TASK, **over}.items() if v is not None}, sort_keys=False
+    )
+
+
+def make_template(root: Path, name: str = "tiny", *, experiment: str, **over: Any) -> Path:
+    """Write a template that runs `experiment` (Python); give its directory."""
+    directory = root / name
+    directory.mkdir(parents=True)
+    described: dict[str, Any] = {
+        "name": name,
+        "title": "A tiny experiment",
+        "description": "The metric is a parabola of x with a little noise by seed.",
+        "command": ["python", "/inputs/template/experiment.py", "--params", "{params}", "--seed", "{seed}", "--split", "{split}", "--out_dir", "{out_dir}"],
+        "metric": {"name": "score", "better": "higher", "description": "a made score"},
+        "time_limit": "20s",
+        "cpus_per_run": 1,
+        "num_trials": 4,
+        "num_confirm_seeds": 10,
+        "search_space": {"x": {"type": "float", "low": 0.0, "high": 1.0, "baseline": 0.1}},
+    }  # fmt: skip
+    (directory / "template.yaml").write_text(
+        yaml.safe_dump({**described, **over}, sort_keys=False)
+    )
+    (directory / "experiment.py").write_text(textwrap.dedent(experiment))
+    return directory
+
+
+PARABOLA = """
+    import argparse, json, pathlib, random, time
+    parser = argparse.ArgumentParser()
+    for name in ("--params", "--seed", "--split", "--out_dir"):
+        parser.add_argument(name)
+    args = parser.parse_args()
+    x = json.loads(pathlib.Path(args.params).read_text())["x"]
+    score = 1 - (x - 0.7) ** 2 + random.Random(f"{args.seed}{args.split}{x}").gauss(0, 0.01)
+    time.sleep(%s)
+    out = pathlib.Path(args.out_dir)
+    out.mkdir(exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps({"metrics": {"score": score}, "curves": {"loss": [1, 0.5, 0.25]}}))
+"""

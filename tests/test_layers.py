@@ -1,0 +1,99 @@
+"""Imports go one way through the house: each room may know only the rooms named here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "labd"
+
+GROUND = {"errors", "clock", "text"}
+FILES = GROUND | {"files", "yamlfile"}
+MAY_KNOW: dict[str, set[str]] = {
+    "errors": set(),
+    "clock": set(),
+    "text": set(),
+    "files": {"errors"},
+    "yamlfile": {"text"},
+    "log": set(),
+    "task": FILES,
+    "settings": FILES | {"task"},
+    "spool": FILES | {"task"},
+    "archive": FILES | {"task"},
+    "journal": FILES,
+    "scheduler": set(),
+    "llm": GROUND,
+    "sandbox": FILES,
+    "template": FILES,
+    "research": FILES | {"journal", "sandbox", "template"},
+    "worker": FILES
+    | {"task", "archive", "journal", "llm", "sandbox", "template", "research", "log"},
+    "engine": {"errors", "log", "worker"},
+    "daemon": FILES
+    | {"task", "settings", "spool", "archive", "scheduler", "engine", "log", "template"},
+    "lab": FILES | {"task", "settings", "spool", "archive", "template"},
+    "doctor": GROUND | {"settings", "sandbox", "llm"},
+    "watch": GROUND | {"lab", "task", "research"},
+    "cli": GROUND | {"lab", "task", "settings", "daemon", "doctor", "watch", "log"},
+    "page": GROUND | {"lab", "task", "settings"},
+}
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "labd"
+        ):
+            inside = node.module.split(".")[1:]
+            rooms |= {inside[0]} if inside else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            rooms |= {a.name.split(".")[1] for a in node.names if a.name.startswith("labd.")}
+    return rooms - {"__version__"}
+
+
+MODULES = [
+    p
+    for p in sorted(PACKAGE.rglob("*.py"))
+    if "templates" not in p.parts and p != PACKAGE / "__init__.py"
+]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
+    mine = room(path)
+    assert mine in MAY_KNOW, f"a new room, {mine}: say in the table what it may know"
+    assert imported_rooms(path) - {mine} <= MAY_KNOW[mine]
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("ray", {"engine"}),
+        ("gradio", {"page"}),
+        ("watchdog", {"spool"}),
+        ("httpx", {"llm"}),
+        ("optuna", {"research"}),
+    ],
+)
+def test_a_library_is_used_in_its_room_only(library: str, rooms: set[str]) -> None:
+    users = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
+            if any(name.split(".")[0] == library for name in names):
+                users.add(room(path))
+    assert users <= rooms
