@@ -107,7 +107,7 @@ def submit(
     _answer(
         as_json,
         {"submitted": ids, "refused": [str(error) for error in bad]},
-        lambda: [_out(name) for name in ids],
+        lambda: _out("\n".join(ids)) if ids else None,
     )
     for refused in bad:
         _err(str(refused))

@@ -267,6 +267,12 @@ class Daemon:
         made.reasons.update(reasons)
         return made
 
+    def _running(self) -> list[Running]:
+        # What has ended holds nothing, also while its end can't be recorded yet.
+        over = {active.task_id for active, _ in self._lab.ended}
+        active = self._lab.active.values()
+        return [Running(a.task_id, a.node_id, a.demand) for a in active if a.task_id not in over]
+
     def _hold(self) -> str:
         free, wanted = self._archive.free_bytes(), self._home.settings.min_free_bytes
         if free < wanted:
@@ -332,6 +338,7 @@ class Daemon:
                 file_name=running_name,
                 results_dir=str(self._archive.directory(claimed_id)),
                 template_roots=[str(self._home.templates)],
+                min_free_bytes=self._home.settings.min_free_bytes,
                 sandbox=self._home.settings.sandbox.model_dump(mode="json"),
             )
         )

@@ -4,6 +4,7 @@ The only mover of task files in labd. A file's bytes are never changed; a move n
 else may move files too: the loser of a race gets `FileNotFoundError`, and the directories decide.
 """
 
+import logging
 import os
 import stat
 import threading
@@ -129,13 +130,14 @@ class Spool:
             raise TaskFileError(
                 _not_readable(self.directory(state) / name, error), where=where
             ) from error
-        with os.fdopen(fd, "rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise TaskFileError(
                     "it is not a plain file", where=where, fix="A task is a YAML file"
                 )
-            raw = file.read(MAX_BYTES + 1)
+            raw = _read_up_to(fd, MAX_BYTES + 1)
+        finally:
+            os.close(fd)
         if len(raw) > MAX_BYTES:
             raise TaskFileError(
                 f"the file has more than {MAX_BYTES} bytes",
@@ -248,6 +250,8 @@ class Watcher(FileSystemEventHandler):
 
     def stop(self) -> None:
         """Stop watching."""
+        # watchdog warns of events that come while it stops; nobody can do anything about them.
+        logging.getLogger("watchdog").setLevel(logging.ERROR)
         self._observer.stop()
         self._observer.join(timeout=5)
 
@@ -265,6 +269,13 @@ def _entry(name: str, info: os.stat_result) -> Entry:
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _read_up_to(fd: int, limit: int) -> bytes:
+    raw = b""
+    while len(raw) < limit and (chunk := os.read(fd, limit - len(raw))):
+        raw += chunk
+    return raw
 
 
 def _not_readable(path: Path, error: OSError) -> str:

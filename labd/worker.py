@@ -4,9 +4,12 @@ Called by the engine in a Ray worker process; runs as well without Ray. Knows th
 and research; nothing of the spool or of Ray.
 """
 
+import shutil
 import threading
 import time
 import traceback
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ from labd.clock import to_iso, utc_now
 from labd.errors import LabdError, StorageError
 from labd.journal import Journal
 from labd.log import Logger, file_logger
+from labd.research.experiment import Tools
 from labd.research.paper import write_paper
-from labd.research.sweep import Brief, Tools, run_sweep
+from labd.research.sweep import Brief, run_sweep
 from labd.research.template import load_template
-from labd.sandbox import Limits, Sandbox, SandboxConfig
+from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
 from labd.task import TaskSpec, parse_task
 
 _DEADLINE_SHARE = (
@@ -111,7 +115,7 @@ def _research(
         spec.template or "", roots=[Path(root) for root in job["template_roots"]]
     )
     tools = Tools(
-        sandbox=_sandbox(job["sandbox"]),
+        sandbox=_CappedSandbox(job["sandbox"], job["min_free_bytes"]),
         cancelled=threading.Event(),
         progress=lambda stage, done, total, detail: log.info(
             "stage.progress", stage=stage, done=done, total=total, detail=detail
@@ -148,10 +152,29 @@ def _brief(
     )
 
 
-def _sandbox(settings: dict[str, Any]) -> Any:
-    return Sandbox(
-        SandboxConfig(uid=settings["uid"], allow_missing=frozenset(settings["allow_missing"]))
-    )
+class _CappedSandbox:
+    """The sandbox with the settings' ceilings over what a template asks for, and room left on the disk."""
+
+    def __init__(self, settings: dict[str, Any], reserve_bytes: int) -> None:
+        self._box = Sandbox(
+            SandboxConfig(uid=settings["uid"], allow_missing=frozenset(settings["allow_missing"]))
+        )
+        self._settings = settings
+        self._reserve_bytes = reserve_bytes
+
+    def run(
+        self, argv: Sequence[str], *, workdir: Path, limits: Limits, **rest: Any
+    ) -> SandboxResult:
+        caps = self._settings
+        room = shutil.disk_usage(workdir).free - self._reserve_bytes
+        capped = replace(
+            limits,
+            memory_bytes=min(limits.memory_bytes, caps["memory_bytes"]),
+            processes=min(limits.processes, caps["processes"]),
+            disk_bytes=max(1, min(limits.disk_bytes, caps["disk_bytes"], room)),
+            output_bytes=min(limits.output_bytes, caps["output_bytes"]),
+        )
+        return self._box.run(argv, workdir=workdir, limits=capped, **rest)
 
 
 def _summary(record: Any) -> list[str]:
@@ -160,6 +183,3 @@ def _summary(record: Any) -> list[str]:
 
 def warm_up() -> None:
     """Import what a task needs; the imports above are the most of it, Ray's worker then keeps them."""
-
-
-__all__ = ["Limits", "run", "warm_up"]

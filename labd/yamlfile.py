@@ -81,7 +81,7 @@ class Document:
     """A file's data and the place of each key (of each item, in lists)."""
 
     data: Any
-    places: Mapping[Path_, Place]
+    places: Mapping[Path_, Place | None]
 
     def place(self, path: Path_) -> Place | None:
         """Give the place of the key, or of the nearest key above it that has one."""
@@ -101,7 +101,7 @@ def load_yaml(raw: bytes) -> Document:
     """
     text = _decode(raw)
     events = _events(text)
-    places: dict[Path_, Place] = {}
+    places: dict[Path_, Place | None] = {}
     data: Any = None
     documents = 0
     for event in events:
@@ -179,14 +179,13 @@ def _events(text: str) -> Iterator[yaml.Event]:
 
 
 def _build(
-    event: yaml.NodeEvent, events: Iterator[yaml.Event], path: Path_, places: dict[Path_, Place]
+    event: yaml.Event, events: Iterator[yaml.Event], path: Path_, places: dict[Path_, Place | None]
 ) -> Any:
-    mark = event.start_mark
-    places.setdefault(path, Place(mark.line + 1, mark.column + 1))
-    if isinstance(event, yaml.AliasEvent) or event.anchor:
+    places.setdefault(path, _place(event))
+    if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
         raise _refuse(event, _name(path), "an anchor or alias (& or *)", "the value itself")
-    if getattr(event, "tag", None):
-        raise _refuse(event, _name(path), f"the tag {printable(event.tag, 60)}", "a plain value")
+    if tag := getattr(event, "tag", None):
+        raise _refuse(event, _name(path), f"the tag {printable(tag, 60)}", "a plain value")
     if len(path) > _MAX_DEPTH:
         raise _refuse(event, _name(path[:3]), "nesting deeper than 32", "a flatter file")
     if isinstance(event, yaml.ScalarEvent):
@@ -200,7 +199,7 @@ def _build(
 
 
 def _mapping(
-    events: Iterator[yaml.Event], path: Path_, places: dict[Path_, Place]
+    events: Iterator[yaml.Event], path: Path_, places: dict[Path_, Place | None]
 ) -> dict[str, Any]:
     data: dict[str, Any] = {}
     while not isinstance(event := next(events), yaml.MappingEndEvent):
@@ -208,14 +207,14 @@ def _mapping(
         if not isinstance(key, str):
             raise _refuse(event, _name(path), "a key that is not a text", "a word as key")
         if key in data:
-            first = places[*path, key].line
+            first = first_place.line if (first_place := places[*path, key]) else "?"
             raise _refuse(
                 event,
                 _name((*path, key)),
                 f"the key stands twice, first in line {first}",
                 "each key once",
             )
-        places[*path, key] = Place(event.start_mark.line + 1, event.start_mark.column + 1)
+        places[*path, key] = _place(event)
         data[key] = None
         data[key] = _build(next(events), events, (*path, key), places)
     return data
@@ -236,8 +235,12 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
 
 
 def _refuse(event: yaml.Event, key: str, found: str, wanted: str) -> InvalidFile:
+    return InvalidFile([Problem(_place(event), key, found, wanted)])
+
+
+def _place(event: yaml.Event) -> Place | None:
     mark = event.start_mark
-    return InvalidFile([Problem(Place(mark.line + 1, mark.column + 1), key, found, wanted)])
+    return Place(mark.line + 1, mark.column + 1) if mark else None
 
 
 def _name(path: Path_) -> str:
@@ -296,7 +299,7 @@ def _is_in(data: object, loc: tuple[str | int, ...], part: str | int) -> bool:
         if step == part:
             return True
         if isinstance(here, dict | list):
-            here = here[step]  # type: ignore[index,call-overload]
+            here = here[step]  # type: ignore[index]
     return False
 
 

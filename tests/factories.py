@@ -27,10 +27,11 @@ def make_template(root: Path, name: str = "tiny", *, experiment: str, **over: An
         "command": ["python", "/inputs/template/experiment.py", "--params", "{params}", "--seed", "{seed}", "--split", "{split}", "--out_dir", "{out_dir}"],
         "metric": {"name": "score", "better": "higher", "description": "a made score"},
         "time_limit": "20s",
+        "memory": "1GiB",
         "cpus_per_run": 1,
         "num_trials": 4,
         "num_confirm_seeds": 10,
-        "search_space": {"x": {"type": "float", "low": 0.0, "high": 1.0, "baseline": 0.1}},
+        "search_space": {"x": {"type": "float", "low": 0.0, "high": 1.0, "baseline": 0.1, "description": "where on the parabola"}},
     }  # fmt: skip
     (directory / "template.yaml").write_text(
         yaml.safe_dump({**described, **over}, sort_keys=False)

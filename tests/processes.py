@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 
+T = TypeVar("T")
+
+
 def wait_until(
-    condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "the condition"
-) -> Any:
+    condition: Callable[[], T], timeout_s: float = 60.0, what: str = "the condition"
+) -> T:
     """Give the first true value of `condition`, or fail at the deadline."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -82,6 +85,16 @@ class DaemonProcess:
                 process.kill()
         psutil.wait_procs(list(family), timeout=10)
         self.process.wait(10)
+
+    def kill_worker(self, title: str) -> int:
+        """SIGKILL the Ray workers whose title holds `title`; say how many there were."""
+        killed = 0
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if any(title in part for part in process.cmdline()):
+                    process.kill()
+                    killed += 1
+        return killed
 
     def stop(self, timeout_s: float = 30.0) -> int:
         """SIGTERM and wait; give the exit code."""

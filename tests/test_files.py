@@ -87,13 +87,15 @@ def test_the_kernel_tells_whether_somebody_is_writing(tmp_path: Path) -> None:
 
 
 def test_a_step_runs_once_and_is_replayed_by_the_next_attempt(tmp_path: Path) -> None:
-    calls = []
+    calls: list[dict[str, object]] = []
+
+    def work() -> dict[str, object]:
+        calls.append({"score": (1, 2)})
+        return calls[-1]
+
     for _ in range(2):
         with Journal(tmp_path / "journal.jsonl") as journal:
-            value = journal.step(
-                "run/1", {"seed": 1}, lambda: calls.append(1) or {"score": (1, 2)}
-            )
-            assert value == {"score": [1, 2]}
+            assert journal.step("run/1", {"seed": 1}, work) == {"score": [1, 2]}
     assert len(calls) == 1
 
 

@@ -18,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 
-from labd.errors import SandboxError
+from labd.errors import SandboxError, StorageError
 from labd.sandbox import Ending, Limits, Sandbox, SandboxConfig, SandboxResult, seccomp
 from labd.sandbox.gaps import of_probe, of_start
 from labd.sandbox.output import Output
@@ -119,8 +120,6 @@ def test_a_run_writes_its_directory_and_its_files_are_ours_afterwards(
 
 def test_python_is_our_own_with_its_packages(sandbox: Sandbox, work: Path) -> None:
     result = run_python(sandbox, work, "import numpy, sys; print(numpy.__version__, sys.version)")
-    import numpy as np
-
     assert result.output == f"{np.__version__} {sys.version}\n"
     by_name = sandbox.run(["sh", "-c", "python3 -c 'import numpy'"], workdir=work, limits=QUICK)
     assert by_name.exit_code == 0, by_name.output
@@ -244,6 +243,9 @@ def test_inputs_are_read_only(sandbox: Sandbox, work: Path, tmp_path: Path) -> N
     (template / "eval.py").write_text("honest")
     single = tmp_path / "one.txt"
     single.write_text("one")
+    # Anyone may write them, so that only the sandbox stands between.
+    for path, mode in ((template, 0o777), (template / "eval.py", 0o666), (single, 0o666)):
+        path.chmod(mode)
     (work / "prepare.py").write_text("to be covered")
     script = """
         cat /inputs/template/eval.py /inputs/one.txt /work/prepare.py
@@ -350,14 +352,34 @@ def test_dangerous_system_calls_are_refused_and_needed_ones_are_not(
     assert result.exit_code == 0
 
 
-def test_signals_that_we_block_are_not_blocked_inside(sandbox: Sandbox, work: Path) -> None:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        result = sandbox.run(["grep", "SigBlk", "/proc/self/status"], workdir=work, limits=QUICK)
-        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert result.output.split() == ["SigBlk:", "0" * 16]
+def test_signals_that_we_block_are_not_blocked_in_a_run(
+    sandbox: Sandbox, work: Path, marker: str
+) -> None:
+    blocked = {signal.SIGINT, signal.SIGTERM}
+    cancelled = threading.Event()
+
+    def run_blocked() -> set[signal.Signals | int]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        argv = ["sh", "-c", "sleep 60; :", marker]
+        sandbox.run(argv, workdir=work, limits=QUICK, cancelled=cancelled)
+        return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    # Seen from outside, from bubblewrap on: a shell inside may clear the mask by itself.
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run_blocked)
+        try:
+            wait_for(lambda: len(pids_with(marker)) >= 3, "the run")
+            masks = [
+                Path(f"/proc/{pid}/status").read_text().split("SigBlk:\t")[1]
+                for pid in pids_with(marker)
+            ]
+        finally:
+            cancelled.set()
+        assert blocked <= future.result(20)
+    for mask in masks:
+        assert not int(mask.split()[0], 16) & (
+            1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)
+        )
 
 
 def test_the_user_outside_is_never_root(sandbox: Sandbox, work: Path, marker: str) -> None:
@@ -366,28 +388,21 @@ def test_the_user_outside_is_never_root(sandbox: Sandbox, work: Path, marker: st
         argv = ["sh", "-c", "sleep 60; :", marker]
         future = pool.submit(sandbox.run, argv, workdir=work, limits=QUICK, cancelled=cancelled)
         try:
-            found = wait_for(
-                lambda: [pid for pid in pids_with(marker) if _is_sleeping_in(pid)], "the run"
-            )
-            uids = {
-                Path(f"/proc/{pid}/status").read_text().split("Uid:\t")[1].split("\n")[0]
-                for pid in pids_with(marker)
-            }
+            # bubblewrap, the shell that waits, and the command.
+            wait_for(lambda: len(pids_with(marker)) >= 3, "the run")
+            uids = {_uids(pid) for pid in pids_with(marker)}
         finally:
             cancelled.set()
         result = future.result(20)
-    wanted = 64123 if os.geteuid() == 0 else os.geteuid()
-    assert found
-    assert uids == {"\t".join([str(wanted)] * 4)}
-    assert (result.ending, result.exit_code) == (Ending.CANCELLED, None)
     assert pids_with(marker) == []
+    assert uids == {(64123 if os.geteuid() == 0 else os.geteuid(),) * 4}
+    assert (result.ending, result.exit_code) == (Ending.CANCELLED, None)
 
 
-def _is_sleeping_in(pid: int) -> bool:
-    try:
-        return b"sleep 60" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+def _uids(pid: int) -> tuple[int, ...]:
+    """Real, effective, saved and file system user."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return tuple(map(int, text.split("Uid:\t")[1].split("\n")[0].split()))
 
 
 # Limits
@@ -593,6 +608,17 @@ def test_private_places_and_single_files_have_a_size(sandbox: Sandbox, work: Pat
     assert result.output.split() == ["ENOSPC", "ENOSPC", "ENOSPC", "EFBIG"]
 
 
+def test_a_log_that_can_not_be_written_ends_the_run(
+    sandbox: Sandbox, work: Path, marker: str
+) -> None:
+    with pytest.raises(StorageError, match="No space left"):
+        sandbox.run(
+            ["sh", "-c", "echo x; sleep 60; :", marker], workdir=work, log=Path("/dev/full")
+        )
+    assert pids_with(marker) == []
+    assert work.stat().st_uid == os.geteuid()
+
+
 # What a run leaves behind
 
 
@@ -735,6 +761,7 @@ def test_a_missing_directory_is_named(sandbox: Sandbox, tmp_path: Path) -> None:
             "systempaths=unconfined",
         ),
         ("setpriv: setresuid failed: Invalid argument", "uid", "uid"),
+        ("[Errno 1] unshare: Operation not permitted", "root", "ordinary user"),
         ("something new", "start", "bwrap"),
     ],
 )
@@ -807,6 +834,30 @@ def test_the_whole_tree_dies_with_a_killed_daemon(work: Path, marker: str) -> No
         wait_for(lambda: not pids_with(marker), "the end of the tree")
 
 
+def test_an_interrupted_caller_leaves_nothing_behind(work: Path, marker: str) -> None:
+    with drive(
+        [sys.executable], work, ["sh", "-c", "trap '' INT TERM; sleep 60; :", marker]
+    ) as daemon:
+        wait_for(lambda: len(pids_with(marker)) >= 4, "the run")
+        daemon.send_signal(signal.SIGINT)
+        answer, _ = daemon.communicate(timeout=30)
+    assert pids_with(marker) == []
+    assert "KeyboardInterrupt" in answer
+
+
+def test_runs_at_the_same_time_do_not_meet(sandbox: Sandbox, tmp_path: Path) -> None:
+    script = "echo $0 >mine; sleep 0.2; cat mine; ls /proc | grep -c '^[0-9]'"
+
+    def one(number: int) -> SandboxResult:
+        workdir = tmp_path / str(number)
+        workdir.mkdir()
+        return sandbox.run(["sh", "-c", script, str(number)], workdir=workdir, limits=QUICK)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(one, range(8)))
+    assert [result.output for result in results] == [f"{number}\n4\n" for number in range(8)]
+
+
 @pytest.fixture
 def user_work() -> Iterator[Path]:
     """Give a directory of user 1001, who can't reach pytest's own."""
@@ -827,7 +878,7 @@ needs_root_and_a_system_python = pytest.mark.skipif(
 
 @needs_root_and_a_system_python
 def test_an_ordinary_user_needs_no_privilege(user_work: Path) -> None:
-    script = "env; echo hello >out; mkdir shut; chmod 0 shut; grep Uid /proc/self/status; exit 3"
+    script = "env; echo hello >out; grep Uid /proc/self/status; exit 3"
     with drive([*AS_USER, SYSTEM_PYTHON], user_work, ["sh", "-c", script]) as daemon:
         answer, _ = daemon.communicate(timeout=60)
     assert answer.startswith("exited\n3\n"), answer
@@ -837,8 +888,19 @@ def test_an_ordinary_user_needs_no_privilege(user_work: Path) -> None:
 
 
 @needs_root_and_a_system_python
+def test_a_directory_that_an_ordinary_user_can_not_measure_counts_as_too_large(
+    user_work: Path,
+) -> None:
+    script = "mkdir shut && touch shut/in && chmod 0 shut && sleep 60"
+    with drive([*AS_USER, SYSTEM_PYTHON], user_work, ["sh", "-c", script]) as daemon:
+        answer, _ = daemon.communicate(timeout=60)
+    assert answer.startswith("disk_limit\nNone\n"), answer
+    assert (user_work / "shut").stat().st_mode & 0o777 == 0o700
+
+
+@needs_root_and_a_system_python
 def test_a_host_without_user_namespaces_is_refused_with_the_remedy(user_work: Path) -> None:
-    forbid = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
+    forbid = 'echo 0 >/proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all "$@"'
     inside = [
         *AS_USER,
         "unshare",

@@ -40,6 +40,7 @@ class Engine:
         self._to_driver: BinaryIO | None = None
         self._failures = 0
         self._start_at = 0.0
+        self._stopped = False
 
     def start(self) -> None:
         """Start the driver process; `Ready` comes by `poll` when Ray is up."""
@@ -92,7 +93,8 @@ class Engine:
                 break
         for event in events:
             if isinstance(event, Down):
-                self._after_down()
+                if not self._stopped:
+                    self._after_down()
             else:
                 self._failures = 0
         if self._process is None and self._start_at and time.monotonic() >= self._start_at:
@@ -102,6 +104,7 @@ class Engine:
 
     def stop(self) -> None:
         """Stop Ray and the driver; kill the driver where it does not go in time."""
+        self._stopped = True
         process, pipe = self._process, self._to_driver
         if process is None:
             return

@@ -1,6 +1,6 @@
 """What the daemon and the engine say to each other; plain data that travels as JSON."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 
@@ -19,7 +19,8 @@ class Job:
     file_name: str
     results_dir: str
     template_roots: list[str]
-    sandbox: dict[str, Any] = field(default_factory=dict)
+    min_free_bytes: int
+    sandbox: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """Give the job as JSON data."""

@@ -246,13 +246,15 @@ def _read_metrics(path: Path) -> bytes:
     except OSError as error:
         reason = f"its metrics.json is not a plain readable file: {error.strerror}"
         raise _NoMetricError(reason) from error
-    with os.fdopen(fd, "rb", buffering=0) as file:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
             raise _NoMetricError("its metrics.json is not a plain file with one name")
         if info.st_size > MAX_METRICS_BYTES:
             raise _NoMetricError(f"its metrics.json has more than {MAX_METRICS_BYTES} bytes")
-        return file.read(info.st_size)
+        return os.read(fd, MAX_METRICS_BYTES)
+    finally:
+        os.close(fd)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

@@ -37,6 +37,7 @@ _MARKUP = frozenset("\\`*_{}[]<>#~^$@&|!")
 _MARKUP_AT_STARTS = frozenset("-+=:%(/.)")
 _LIST_MARKER = re.compile(r"\w{1,9}[.)](?=\s|$)")
 
+Scalar = bool | int | float | str
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -45,7 +46,7 @@ class Reference:
     """One recorded value as it was printed: where it stands, what it is, what a reader sees."""
 
     path: str
-    value: bool | int | float | str
+    value: Scalar
     shown: str
 
 
@@ -114,6 +115,7 @@ def fill(template_text: str, context: Mapping[str, Any]) -> Filled:
     Raises:
         ResearchError: the template is not such a template, or asks for what is not there or can't
             be printed; all places at once, each with its line and the nearest known name.
+
     """
     return _Filler(context).fill(template_text)
 
@@ -171,12 +173,12 @@ class _Printed(str):
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja whose look-ups in recorded values go through the filler and never to Python's attributes."""
 
-    def getattr(self, obj: Any, attribute: str) -> Any:  # noqa: ANN401 - Jinja's own signature
+    def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, _Value):
             return obj.filler.child(obj, attribute)
         return super().getattr(obj, attribute)
 
-    def getitem(self, obj: Any, argument: Any) -> Any:  # noqa: ANN401 - Jinja's own signature
+    def getitem(self, obj: Any, argument: Any) -> Any:
         if isinstance(obj, _Value):
             return obj.filler.child(obj, _raw(argument))
         return super().getitem(obj, argument)
@@ -332,7 +334,7 @@ class _Filler:
             self._problem(f"{printable(str(value), 80)} is typed, not recorded")
         return 0
 
-    def _record(self, value: _Value, raw: bool | float | str, shown: str) -> None:
+    def _record(self, value: _Value, raw: Scalar, shown: str) -> None:
         self._references.append(Reference(value.path, raw, shown))
 
     def _number(self, value: object, show: Callable[[float], str]) -> _Printed:
@@ -440,7 +442,7 @@ def _kind(raw: object) -> str:
     )
 
 
-def _plain(raw: bool | float | str) -> str:
+def _plain(raw: Scalar) -> str:
     if isinstance(raw, bool):
         return "true" if raw else "false"
     if isinstance(raw, float):
@@ -449,7 +451,7 @@ def _plain(raw: bool | float | str) -> str:
             mantissa, exponent = text.split("e")
             text = f"{mantissa}e{int(exponent)}"
         return text.replace("-", _MINUS)
-    return str(raw).replace("-", _MINUS) if isinstance(raw, int) else raw
+    return raw if isinstance(raw, str) else str(raw).replace("-", _MINUS)
 
 
 def show_count(value: float) -> str:
@@ -514,6 +516,7 @@ def untraced(template_text: str) -> list[Untraced]:
 
     Raises:
         ResearchError: the text is not a Jinja template.
+
     """
     env = ImmutableSandboxedEnvironment(keep_trailing_newline=True)
     try:

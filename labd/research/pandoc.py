@@ -22,7 +22,7 @@ Element = dict[str, Any]
 Source: https://hackage.haskell.org/package/pandoc-types, Text.Pandoc.Definition.
 """
 
-MAX_MARKDOWN_CHARS = 2**20
+MAX_MARKDOWN_CHARS = 2**19
 _API_VERSION = [1, 23, 1]
 _MEMORY = "2g"
 
@@ -57,6 +57,7 @@ def run_pandoc(arguments: Sequence[str], text: str, timeout_s: float) -> str:
     Raises:
         TimedOut: it took longer than `timeout_s`.
         ResearchError: it refused, or ran out of its memory.
+
     """
     command = [pypandoc.get_pandoc_path(), "+RTS", f"-M{_MEMORY}", "-RTS", "--sandbox", *arguments]
     try:
@@ -78,7 +79,7 @@ def run_pandoc(arguments: Sequence[str], text: str, timeout_s: float) -> str:
 
 
 def read_markdown(markdown: str, limits: Limits) -> tuple[list[Element], list[str]]:
-    """Give the blocks of untrusted Markdown, still to be tidied, and warnings.
+    """Give the blocks of untrusted Markdown (`clean_text`), still to be tidied, and warnings.
 
     What no reader gets through comes as one block of code.
     """
@@ -87,7 +88,7 @@ def read_markdown(markdown: str, limits: Limits) -> tuple[list[Element], list[st
         warnings.append(
             f"the text was cut from {len(markdown)} to {MAX_MARKDOWN_CHARS} characters"
         )
-    text = clean_text(head_and_tail(markdown, MAX_MARKDOWN_CHARS))
+    text = head_and_tail(markdown, MAX_MARKDOWN_CHARS)
     for reader in _READERS:
         try:
             tree = run_pandoc(["--from", reader, "--to", "json"], text, limits.read_s)
@@ -112,6 +113,7 @@ def write(
 
     Raises:
         TimedOut, ResearchError: as `run_pandoc`.
+
     """
     tree = json.dumps({"pandoc-api-version": _API_VERSION, "meta": meta, "blocks": list(blocks)})
     arguments = [

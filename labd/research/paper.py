@@ -61,6 +61,7 @@ def write_paper(record: ResearchRecord, results_dir: Path) -> Rendered:
     Raises:
         ResearchError: the record lacks what the text needs, or the text could not be set.
         TimedOut: setting the text took too long.
+
     """
     draft = draft_paper(record, results_dir)
     rendered = render(
@@ -92,6 +93,7 @@ def draft_paper(record: ResearchRecord, results_dir: Path) -> Draft:
 
     Raises:
         ResearchError: the record lacks what the text needs; the message lists all of it.
+
     """
     figures, warnings = _figures(record, results_dir)
     context = record.context() | {"paper": _derived(record, figures)}
@@ -113,8 +115,8 @@ def _fill(name: str, context: dict[str, Any]) -> Filled:
 
 
 def _figures(record: ResearchRecord, results_dir: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Number the figures that are there, in the order of the text."""
-    figures: dict[str, Any] = {name: None for name in FIGURES}
+    """Give the figures that are there, numbered in the order of the text, and warnings."""
+    figures: dict[str, Any] = dict.fromkeys(FIGURES)
     warnings = [
         f"figure {printable(name, 60)} is not known to the paper"
         for name in record.figures
@@ -160,7 +162,7 @@ def _failed(run: Run) -> bool:
 
 
 def _tables(record: ResearchRecord) -> dict[str, int | None]:
-    """Number the tables that there will be, in the order of the text."""
+    """Give the numbers of the tables that there will be, in the order of the text."""
     claim, selected = record.claim, record.best_trial is not None
     there = {
         "space": True,

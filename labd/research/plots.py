@@ -37,7 +37,7 @@ _SCATTERS_IN_ROW = 3
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart by all kinds of colour vision,
 # and these three by their brightness too, in print without colours.
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#7F7F7F"
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -66,8 +66,7 @@ def draw_figures(record: ResearchRecord, results_dir: Path) -> dict[str, str]:
     with mpl.rc_context():
         # A user's own matplotlibrc must not change the bytes.
         mpl.rcdefaults()
-        for key, value in _STYLE.items():
-            mpl.rcParams[key] = value
+        mpl.rcParams.update(_STYLE)
         figures = {
             "best_so_far": best_so_far(record.metric, record.baseline_run, record.trials),
             "baseline_vs_best": baseline_vs_best(

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,8 @@ def render(
 
     Args:
         markdown: the body, untrusted; its headings start at any level.
-        title: plain text, as are the `authors`.
+        title: plain text.
+        authors: plain texts.
         date: YYYY-MM-DD; it is printed and dates the PDF.
         abstract: Markdown, untrusted; empty for none.
         figures_root: pictures are PNG files below it, named in the text relative to it.
@@ -81,27 +83,32 @@ def render(
     Raises:
         ResearchError: the date or language is not one, or a writer failed on the tidied text.
         TimedOut: a writer took too long.
+
     """
     _check(date, language)
+    markdown, abstract, title = clean_text(markdown), clean_text(abstract), clean_text(title)
+    authors = [clean_text(author) for author in authors]
     pictures = _PictureBook(figures_root, out_dir)
-    blocks, warnings = _read(markdown, pictures, limits)
-    summary, more = _read(abstract, pictures, limits)
+    blocks, warnings = _read(markdown, pictures, limits, headings=True)
+    summary, more = _read(abstract, pictures, limits, headings=False)
     paper = _Paper(title, tuple(authors), date, language, blocks, summary, limits)
     warnings += more
     tex = _tex(paper, pictures)
     html = _html(paper, pictures)
     pdf, more = _pdf(paper, pictures)
     warnings += more
-    files = {
-        "paper.md": _markdown(title, authors, date, abstract, markdown),
-        "paper.tex": tex,
-        "paper.html": html,
-        "paper.pdf": pdf,
-    }
-    for name, data in files.items():
-        write_atomic(out_dir / name, data)
-    paths = (out_dir / name for name in files)
-    return Rendered(*paths, warnings=tuple(dict.fromkeys(warnings)))
+    rendered = Rendered(
+        markdown=out_dir / "paper.md",
+        tex=out_dir / "paper.tex",
+        html=out_dir / "paper.html",
+        pdf=out_dir / "paper.pdf",
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+    write_atomic(rendered.markdown, _markdown(title, authors, date, abstract, markdown))
+    write_atomic(rendered.tex, tex)
+    write_atomic(rendered.html, html)
+    write_atomic(rendered.pdf, pdf)
+    return rendered
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +171,7 @@ class _PictureBook:
         # A tall picture is made narrower, so that it and its caption go on a page.
         return Picture(staged, max(10, min(80, round(75 * width / height))))
 
-    def targets(self, element: Any, *, embed: bool) -> Any:  # noqa: ANN401 - any part of the tree
+    def targets(self, element: Any, *, embed: bool) -> Any:
         """Give the tree with each picture's path from `out_dir`, or its content as an address."""
         if isinstance(element, list):
             return [self.targets(part, embed=embed) for part in element]
@@ -195,13 +202,13 @@ def _check(date: str, language: str) -> None:
 
 
 def _read(
-    markdown: str, pictures: _PictureBook, limits: Limits
+    markdown: str, pictures: _PictureBook, limits: Limits, *, headings: bool
 ) -> tuple[list[Element], list[str]]:
     raw, warnings = read_markdown(markdown, limits)
     try:
-        blocks, more = tidy(raw, pictures)
+        blocks, more = tidy(raw, pictures, headings=headings)
     except RecursionError:
-        blocks, more = [code_block(clean_text(markdown))], ["nested too deeply; shown as code"]
+        blocks, more = [code_block(markdown)], ["nested too deeply; shown as code"]
     return blocks, warnings + more
 
 
@@ -228,29 +235,42 @@ def _tex(paper: _Paper, pictures: _PictureBook) -> str:
     return text.replace("LABD-UNICODE-DECLARATIONS", _unicode_declarations(text), 1)
 
 
-def _guard_verbatim(element: Any) -> Any:  # noqa: ANN401 - any part of the tree
+def _guard_verbatim(element: Any) -> Any:
     r"""Keep code from ending its own environment: a break that nobody sees goes into each ``\end{``."""
     if isinstance(element, list):
         return [_guard_verbatim(part) for part in element]
     if not isinstance(element, dict) or "c" not in element:
         return element
     if element["t"] == "CodeBlock":
-        return code_block(element["c"][1].replace("\\end", "\\\u200bend"))
+        return code_block(element["c"][1])
     return {"t": element["t"], "c": _guard_verbatim(element["c"])}
 
 
 _TEX_SIGNS = {
-    "\u200b": "\\labdbreak", "\u200c": "{}", "\u200d": "{}", "−": "\\ensuremath{-}",
-    "≤": "\\ensuremath{\\le}", "≥": "\\ensuremath{\\ge}", "≠": "\\ensuremath{\\ne}",
-    "≈": "\\ensuremath{\\approx}", "→": "\\ensuremath{\\to}", "←": "\\ensuremath{\\leftarrow}",
-    "∞": "\\ensuremath{\\infty}", "√": "\\ensuremath{\\surd}", "∑": "\\ensuremath{\\sum}",
-    "α": "\\ensuremath{\\alpha}", "β": "\\ensuremath{\\beta}", "γ": "\\ensuremath{\\gamma}",
-    "δ": "\\ensuremath{\\delta}", "ε": "\\ensuremath{\\epsilon}", "λ": "\\ensuremath{\\lambda}",
-    "μ": "\\ensuremath{\\mu}", "π": "\\ensuremath{\\pi}", "σ": "\\ensuremath{\\sigma}",
-    "τ": "\\ensuremath{\\tau}", "Δ": "\\ensuremath{\\Delta}", "Σ": "\\ensuremath{\\Sigma}",
-}  # fmt: skip
-# What inputenc and textcomp set without help; the rest needs a declaration, or pdflatex stops.
-_TEX_KNOWN = frozenset("–—‘’‚“”„†‡•…‰‹›€™")
+    "\u200b": r"\labdbreak", "\u200c": "{}", "\u200d": "{}",
+    "\N{MINUS SIGN}": r"\ensuremath{-}",
+    "\N{LESS-THAN OR EQUAL TO}": r"\ensuremath{\le}",
+    "\N{GREATER-THAN OR EQUAL TO}": r"\ensuremath{\ge}",
+    "\N{NOT EQUAL TO}": r"\ensuremath{\ne}",
+    "\N{ALMOST EQUAL TO}": r"\ensuremath{\approx}",
+    "\N{RIGHTWARDS ARROW}": r"\ensuremath{\to}",
+    "\N{LEFTWARDS ARROW}": r"\ensuremath{\leftarrow}",
+    "\N{INFINITY}": r"\ensuremath{\infty}",
+    "\N{N-ARY SUMMATION}": r"\ensuremath{\sum}",
+} | {
+    unicodedata.lookup(f"GREEK SMALL LETTER {name.upper()}"): rf"\ensuremath{{\{name}}}"
+    for name in ("alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "lamda", "mu", "pi",
+                 "rho", "sigma", "tau", "phi", "chi", "omega")
+} | {
+    unicodedata.lookup(f"GREEK CAPITAL LETTER {name.upper()}"): rf"\ensuremath{{\{name}}}"
+    for name in ("Gamma", "Delta", "Theta", "Sigma", "Phi", "Omega")
+} | {"\N{GREEK SMALL LETTER LAMDA}": r"\ensuremath{\lambda}"}  # fmt: skip
+# What inputenc and textcomp set without help: dashes, quotes, dots; the rest needs a declaration, or
+# pdflatex stops.
+_TEX_KNOWN = frozenset(map(chr, (
+    0x2013, 0x2014, 0x2018, 0x2019, 0x201A, 0x201C, 0x201D, 0x201E, 0x2020, 0x2021, 0x2022, 0x2026,
+    0x2030, 0x2039, 0x203A, 0x20AC, 0x2122,
+)))  # fmt: skip
 
 
 def _unicode_declarations(text: str) -> str:
@@ -301,6 +321,7 @@ class _Typesetter:
     def __init__(self, directory: Path, paper: _Paper, pictures: _PictureBook) -> None:
         self._directory = directory
         self._paper = paper
+        self._deadline_s = time.monotonic() + 4 * paper.limits.typeset_s
         self._left = MAX_TYPESETTINGS
         for name, data in pictures.data.items():
             (directory / name).write_bytes(data)
@@ -356,9 +377,10 @@ class _Typesetter:
         """Give the blocks with those as code that can't be set; halves again and again."""
         if not blocks:
             return []
-        if self._left > 1 and self.problem(blocks, []) is None:
+        tired = self._left <= 1 or time.monotonic() > self._deadline_s
+        if not tired and self.problem(blocks, []) is None:
             return blocks
-        if len(blocks) == 1 or self._left <= 1:
+        if len(blocks) == 1 or tired:
             return [code_block(_source(block, self._paper.limits)) for block in blocks]
         middle = len(blocks) // 2
         return self.mended(blocks[:middle]) + self.mended(blocks[middle:])

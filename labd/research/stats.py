@@ -69,7 +69,7 @@ def compare(
     if one is None or two is None or min(one.n, two.n) < least:
         reason = (
             f"{len(baseline)} runs of the baseline and {len(best)} of the selected parameters gave a value, "
-            f"of {planned} each, and a claim needs at least {least} of each"
+            f"of {planned} each, and a claim needs at least {least} of each."
         )
         return _without_test(
             Verdict.INCONCLUSIVE, reason, one, two, comparisons=comparisons, alpha=alpha
@@ -161,23 +161,23 @@ def _verdict(
     comparisons: int,
     alpha: float,
 ) -> tuple[Verdict, str]:
-    test = f"the p-value of Welch's test, corrected for {comparisons} candidates,"
+    test = f"The p-value of Welch's test, corrected for {comparisons} candidates,"
     if p_corrected >= alpha:
-        return Verdict.NO_IMPROVEMENT, f"{test} is not below {alpha:g}"
+        return Verdict.NO_IMPROVEMENT, f"{test} is not below {alpha:g}."
     if (difference > 0) == (better == "higher"):
-        return Verdict.IMPROVED, f"{test} is below {alpha:g} and the mean is better"
-    return Verdict.WORSE, f"{test} is below {alpha:g} and the mean is worse"
+        return Verdict.IMPROVED, f"{test} is below {alpha:g} and the mean is better."
+    return Verdict.WORSE, f"{test} is below {alpha:g} and the mean is worse."
 
 
 def _judge_constant(one: Sample, two: Sample, comparisons: int, alpha: float) -> Claim:
     if one.mean == two.mean:
-        reason = "all runs of both gave one and the same value"
+        reason = "All runs of both gave one and the same value."
         return _without_test(
             Verdict.NO_IMPROVEMENT, reason, one, two, comparisons=comparisons, alpha=alpha
         )
     reason = (
-        "the runs of each gave the same value whatever their seed, "
-        "so that there is no spread to judge the difference by"
+        "The runs of each gave the same value whatever their seed, "
+        "so that there is no spread to judge the difference by."
     )
     return _without_test(
         Verdict.INCONCLUSIVE, reason, one, two, comparisons=comparisons, alpha=alpha

@@ -374,15 +374,15 @@ def _claim(brief: Brief, trials: Sequence[Run], best: Run | None, confirmed: _Co
     comparisons = max(1, len(trials))
     baseline = [run.value for run in confirmed.baseline if run.value is not None]
     if not any(run.value is not None for run in trials):
-        reason = f"none of the {len(trials)} trials gave a value, so there was nothing to compare"
+        reason = f"None of the {len(trials)} trials gave a value, so there was nothing to compare."
         if not trials:
-            reason = "no trial was run, so there was nothing to compare"
+            reason = "No trial was run, so there was nothing to compare."
         return no_candidate(
             baseline, verdict=Verdict.INCONCLUSIVE, reason=reason, comparisons=comparisons
         )
     if best is None:
         reason = (
-            "no trial was better than the baseline on validation, so there was none to confirm"
+            "No trial was better than the baseline on validation, so there was none to confirm."
         )
         return no_candidate(
             baseline, verdict=Verdict.NO_IMPROVEMENT, reason=reason, comparisons=comparisons

@@ -61,7 +61,7 @@ class _Parameter(_Strict):
     high: _Finite | None = None
     log: bool = False
     choices: list[bool | int | _Finite | Annotated[str, Field(max_length=100)]] | None = None
-    description: _Text
+    description: Annotated[str, Field(max_length=4000)] = ""
     baseline: bool | int | _Finite | Annotated[str, Field(max_length=100)]
 
     @model_validator(mode="after")
@@ -124,7 +124,7 @@ class _TemplateFile(_Strict):
     time_limit: _Seconds
     cpus_per_run: Annotated[int, Field(ge=1, le=1024)] = 1
     gpus_per_run: Annotated[int, Field(ge=0, le=64)] = 0
-    memory: Annotated[ByteSize, Field(ge=2**20)]
+    memory: Annotated[ByteSize, Field(ge=2**20)] = ByteSize(2 * 2**30)
     search_space: Annotated[dict[_Word, _Parameter], Field(min_length=1, max_length=50)]
     num_trials: Annotated[int, Field(ge=1, le=10_000)]
     num_confirm_seeds: Annotated[int, Field(ge=MIN_CONFIRM_SEEDS, le=1000)] = MIN_CONFIRM_SEEDS

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labd.research.pandoc import Element, code_block
+from labd.research.formula import math_problem
+from labd.research.pandoc import Element, code_block, plain_inlines
 from labd.text import printable
 
 MAX_BLOCK_DEPTH = 4
 MAX_INLINE_DEPTH = 12
 MAX_TABLE_ROWS = 400
 MAX_TABLE_COLUMNS = 30
-MAX_MATH_CHARS = 2000
+_MAX_SPOKEN_CHARS = 400
 _LONG_WORD = 32
 _BREAK_EVERY = 16
 _BREAK = "\u200b"
@@ -24,21 +25,6 @@ _FULL_WIDTH_CHARS = 84
 _NO_ATTRIBUTES = ["", [], []]
 
 _LANGUAGE = re.compile(r"[a-z0-9+-]{1,20}")
-_MATH_WORDS = frozenset(
-    """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho
-    sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega
-    frac tfrac dfrac binom sqrt sum prod int iint oint lim limsup liminf sup inf min max arg log ln exp sin
-    cos tan det dim ker Pr hat bar tilde vec dot ddot overline underline widehat widetilde overbrace
-    underbrace mathbb mathbf mathcal mathfrak mathit mathrm mathsf mathtt boldsymbol operatorname text
-    textbf textit textrm left right big Big bigl bigr Bigl Bigr cdot cdots ldots dots vdots ddots times div
-    pm mp ast star circ bullet oplus otimes le leq ge geq ne neq equiv approx sim simeq cong propto ll gg
-    subset subseteq supset supseteq in notin ni cup cap setminus emptyset forall exists neg land lor wedge
-    vee to rightarrow leftarrow Rightarrow Leftarrow leftrightarrow Leftrightarrow mapsto infty partial
-    nabla ell Re Im mid nmid parallel perp angle langle rangle lfloor rfloor lceil rceil lVert rVert lvert
-    rvert quad qquad prime dagger top bot hbar colon displaystyle textstyle""".split()
-)
-_MATH_TOKEN = re.compile(r"\\([A-Za-z]+|.)", re.DOTALL)
-_MATH_SIGNS = frozenset("{},;:!| ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +39,35 @@ Pictures = Callable[[str], Picture | str]
 """Gives the picture for a path in the text, or why there is none."""
 
 
-def tidy(blocks: Sequence[Element], pictures: Pictures) -> tuple[list[Element], list[str]]:
-    """Give the blocks with only harmless elements left, and one warning for each thing that was changed."""
-    tidier = _Tidier(pictures)
+def tidy(
+    blocks: Sequence[Element], pictures: Pictures, *, headings: bool = True
+) -> tuple[list[Element], list[str]]:
+    """Give the blocks with only harmless elements left, and one warning for each thing that was changed.
+
+    Without `headings`, as in an abstract, they become bold lines.
+
+    Raises:
+        RecursionError: the text is nested deeper than Python can go.
+
+    """
+    tidier = _Tidier(pictures, headings=headings)
     tidier.see_headings(blocks)
     return tidier.blocks(blocks, 0), list(dict.fromkeys(tidier.warnings))
 
 
-def break_long_words(element: Any) -> Any:  # noqa: ANN401 - any part of the tree
+def break_long_words(element: Any) -> Any:
     """Give the tree with a zero-width space in each word too long for a line."""
     if isinstance(element, list):
         return [break_long_words(part) for part in element]
     if not isinstance(element, dict):
         return element
-    kind, content = element.get("t"), element.get("c")
+    kind, content = element["t"], element.get("c")
+    if content is None or kind == "Math":
+        return element
     if kind == "Str":
         return {"t": kind, "c": _broken(content)}
     if kind in {"Code", "CodeBlock"}:
         return {"t": kind, "c": [content[0], _broken(content[1])]}
-    if kind == "Math" or content is None:
-        return element
     return {"t": kind, "c": break_long_words(content)}
 
 
@@ -84,44 +79,11 @@ def _broken(text: str) -> str:
     return re.sub(rf"\S{{{_LONG_WORD},}}", broken, text)
 
 
-def math_problem(tex: str) -> str | None:
-    """Say why a formula is not let through to TeX, or give None.
-
-    Only known commands pass: in a .tex file a formula is a program.
-    """
-    if len(tex) > MAX_MATH_CHARS:
-        return f"longer than {MAX_MATH_CHARS} characters"
-    for match in _MATH_TOKEN.finditer(tex):
-        name = match.group(1)
-        if name not in _MATH_WORDS and name not in _MATH_SIGNS:
-            return f"unknown command \\{name}"
-    bare = _MATH_TOKEN.sub(lambda m: " " if m.group(1) in _MATH_SIGNS else m.group(), tex)
-    bad = set(bare) & set('%#~$&`"') or {"^^"} & {bare[i : i + 2] for i in range(len(bare))}
-    if bad or "\n\n" in tex or bare.endswith("\\"):
-        return "signs that end or leave a formula"
-    if not _balanced(bare) or len(re.findall(r"\\left\b", bare)) != len(
-        re.findall(r"\\right\b", bare)
-    ):
-        return "brackets that do not match"
-    if not bare.strip() or re.search(
-        r"[\^_]\s*(?:[\^_}]|$)|\^\s*(?:\w|\{[^{}]*\})\s*\^|_\s*(?:\w|\{[^{}]*\})\s*_", bare
-    ):
-        return "an index without its term"
-    return None
-
-
-def _balanced(tex: str) -> bool:
-    depth = 0
-    for char in tex:
-        depth += (char == "{") - (char == "}")
-        if not 0 <= depth <= 20:
-            return False
-    return depth == 0
-
-
 class _Tidier:
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: Pictures, *, headings: bool) -> None:
         self.warnings: list[str] = []
+        self._headings = headings
+        self._in_note = False
         self._pictures = pictures
         self._anchors: dict[str, str] = {}
         self._headings_seen = 0
@@ -140,7 +102,7 @@ class _Tidier:
             out += self._block(block["t"], block.get("c"), depth)
         return out
 
-    def _block(self, kind: str, content: Any, depth: int) -> list[Element]:  # noqa: ANN401, PLR0911 - one line a kind
+    def _block(self, kind: str, content: Any, depth: int) -> list[Element]:
         match kind:
             case "Plain" | "Para":
                 return [{"t": kind, "c": self.inlines(content)}]
@@ -153,7 +115,7 @@ class _Tidier:
                 self.warnings.append("code of another format is shown as text")
                 return [code_block(content[1])]
             case "Header":
-                return [self._heading(*content, depth)]
+                return [self._heading(content, depth)]
             case "HorizontalRule":
                 return [{"t": kind}]
             case "BlockQuote" | "BulletList" | "OrderedList" | "DefinitionList" | "Div":
@@ -165,11 +127,10 @@ class _Tidier:
         self.warnings.append(f"a block of unknown kind was left out: {printable(kind, 40)}")
         return []
 
-    def _heading(
-        self, level: int, attributes: list[Any], inlines: list[Element], depth: int
-    ) -> Element:
+    def _heading(self, content: Any, depth: int) -> Element:
+        level, attributes, inlines = content
         words = self.inlines(_without_notes(inlines))
-        if depth > 0:
+        if depth > 0 or not self._headings:
             return {"t": "Para", "c": [{"t": "Strong", "c": words}]}
         self._headings_seen += 1
         classes = [name for name in attributes[1] if name == "unnumbered"]
@@ -179,7 +140,7 @@ class _Tidier:
             "c": [min(level - self._top_level + 1, 3), [anchor, classes, []], words],
         }
 
-    def _container(self, kind: str, content: Any, depth: int) -> list[Element]:  # noqa: ANN401 - any part
+    def _container(self, kind: str, content: Any, depth: int) -> list[Element]:
         if kind == "Div":
             return self.blocks(content[1], depth)
         items = {
@@ -209,13 +170,12 @@ class _Tidier:
             return [{"t": kind, "c": [[start, {"t": "Decimal"}, {"t": "Period"}], cleaned]}]
         return [{"t": kind, "c": cleaned}]
 
-    def _figure(self, content: Any) -> list[Element]:  # noqa: ANN401 - any part
+    def _figure(self, content: Any) -> list[Element]:
         _, (_, caption), inner = content
-        inlines = [
-            part for block in inner for part in block.get("c", []) if isinstance(part, dict)
-        ]
+        inlines = [part for block in inner for part in _words_of(block)]
         images = [part for part in inlines if part["t"] == "Image"]
-        words = self.inlines(_without_notes(_joined(block.get("c", []) for block in caption)))
+        words = self.inlines(_without_notes(_joined(map(_words_of, caption))))
+        words = [word for word in words if word["t"] != "Image"]
         shown = self._image(images[0]["c"], words) if len(images) == 1 else None
         if shown is None or shown["t"] != "Image":
             return [{"t": "Para", "c": [shown or {"t": "Str", "c": "[picture]"}]}]
@@ -224,7 +184,7 @@ class _Tidier:
             {"t": "Figure", "c": [_NO_ATTRIBUTES, [None, plain], [{"t": "Plain", "c": [shown]}]]}
         ]
 
-    def _image(self, content: Any, words: list[Element]) -> Element:  # noqa: ANN401 - any part
+    def _image(self, content: Any, words: list[Element]) -> Element:
         _, _, (path, _) = content
         picture = self._pictures(path)
         if isinstance(picture, str):
@@ -233,9 +193,10 @@ class _Tidier:
             note += [{"t": "Space"}, {"t": "Str", "c": "out:"}, {"t": "Space"}]
             return {"t": "Emph", "c": [*note, *words, {"t": "Str", "c": "]"}]}
         attributes = ["", [], [["width", f"{picture.width_pct}%"]]]
-        return {"t": "Image", "c": [attributes, words, [picture.target, ""]]}
+        spoken = plain_inlines(_text_of(words)[:_MAX_SPOKEN_CHARS])
+        return {"t": "Image", "c": [attributes, spoken, [picture.target, ""]]}
 
-    def _table(self, content: Any) -> Element:  # noqa: ANN401 - any part
+    def _table(self, content: Any) -> Element:
         _, (_, caption), columns, (_, head), bodies, (_, foot) = content
         rows = [row for body in bodies for row in [*body[2], *body[3]]] + foot
         if len(rows) > MAX_TABLE_ROWS or len(columns) > MAX_TABLE_COLUMNS:
@@ -246,7 +207,7 @@ class _Tidier:
         ]
         columns = columns[:MAX_TABLE_COLUMNS]
         widths = _column_widths(len(columns), [row[1] for row in head + rows])
-        words = self.inlines(_without_notes(_joined(block.get("c", []) for block in caption)))
+        words = self.inlines(_without_notes(_joined(map(_words_of, caption))))
         return {
             "t": "Table",
             "c": [
@@ -260,23 +221,12 @@ class _Tidier:
         }
 
     def _cells(self, cells: list[Any]) -> list[Any]:
-        return [
-            [
-                _NO_ATTRIBUTES,
-                {"t": "AlignDefault"},
-                1,
-                1,
-                [
-                    {
-                        "t": "Plain",
-                        "c": self.inlines(
-                            _without_notes(_joined(b.get("c", []) for b in cell[4]))
-                        ),
-                    }
-                ],
-            ]
-            for cell in cells[:MAX_TABLE_COLUMNS]
-        ]
+        out = []
+        for cell in cells[:MAX_TABLE_COLUMNS]:
+            words = self.inlines(_without_notes(_joined(map(_words_of, cell[4]))))
+            content = [{"t": "Plain", "c": words}]
+            out.append([_NO_ATTRIBUTES, {"t": "AlignDefault"}, 1, 1, content])
+        return out
 
     def inlines(self, inlines: Iterable[Element], depth: int = 0) -> list[Element]:
         out: list[Element] = []
@@ -284,35 +234,44 @@ class _Tidier:
             out += self._inline(inline["t"], inline.get("c"), depth)
         return out
 
-    def _inline(self, kind: str, content: Any, depth: int) -> list[Element]:  # noqa: ANN401, PLR0911 - one line a kind
+    def _inline(self, kind: str, content: Any, depth: int) -> list[Element]:
         match kind:
             case "Str":
                 return [{"t": kind, "c": content}]
             case "Space" | "SoftBreak" | "LineBreak":
                 return [{"t": kind}]
-            case "Emph" | "Strong" | "Superscript" | "Subscript":
-                inner = self.inlines(content, depth + 1)
-                return [{"t": kind, "c": inner}] if depth < MAX_INLINE_DEPTH else inner
-            case "Underline" | "Strikeout" | "SmallCaps":
-                return self.inlines(content, depth + 1)
-            case "Quoted" | "Cite" | "Span":
-                return self.inlines(content[1], depth + 1)
-            case "Code":
-                return [{"t": kind, "c": [_NO_ATTRIBUTES, content[1]]}]
-            case "RawInline":
+            case "Code" | "RawInline":
                 return [{"t": "Code", "c": [_NO_ATTRIBUTES, content[1]]}]
             case "Math":
                 return [self._math(*content)]
+            case "Note":
+                return self._note(content)
             case "Link":
                 return self._link(content, depth)
             case "Image":
-                return [self._image(content, self.inlines(_without_notes(content[1]), depth + 1))]
-            case "Note":
-                return (
-                    [{"t": kind, "c": self.blocks(content, MAX_BLOCK_DEPTH)}] if depth == 0 else []
-                )
+                words = self.inlines(_without_notes(content[1]), depth + 1)
+                return [self._image(content, words)]
+        return self._nested(kind, content, depth)
+
+    def _nested(self, kind: str, content: Any, depth: int) -> list[Element]:
+        if kind in {"Emph", "Strong", "Superscript", "Subscript"}:
+            inner = self.inlines(content, depth + 1)
+            return [{"t": kind, "c": inner}] if depth < MAX_INLINE_DEPTH else inner
+        if kind in {"Underline", "Strikeout", "SmallCaps"}:
+            return self.inlines(content, depth + 1)
+        if kind in {"Quoted", "Cite", "Span"}:
+            return self.inlines(content[1], depth + 1)
         self.warnings.append(f"something of unknown kind was left out: {printable(kind, 40)}")
         return []
+
+    def _note(self, content: list[Element]) -> list[Element]:
+        """Give a footnote as one paragraph: TeX sets neither code nor tables nor notes in it."""
+        if self._in_note:
+            return []
+        self._in_note = True
+        words = self.inlines(_joined(_words_of(block) for block in content))
+        self._in_note = False
+        return [{"t": "Note", "c": [{"t": "Para", "c": words}]}]
 
     def _math(self, kind: Element, tex: str) -> Element:
         problem = math_problem(tex)
@@ -321,7 +280,7 @@ class _Tidier:
         self.warnings.append(f"a formula is shown as text: {printable(problem, 80)}")
         return {"t": "Code", "c": [_NO_ATTRIBUTES, tex]}
 
-    def _link(self, content: Any, depth: int) -> list[Element]:  # noqa: ANN401 - any part
+    def _link(self, content: Any, depth: int) -> list[Element]:
         _, inner, (address, _) = content
         words = self.inlines(inner, depth + 1)
         if address.startswith("#") and address[1:] in self._anchors:
@@ -336,11 +295,14 @@ class _Tidier:
 def _joined(parts: Iterable[list[Element]]) -> list[Element]:
     out: list[Element] = []
     for part in parts:
-        # A block's content that is not inlines (code: attributes and text) is shown as its text.
-        if part and not isinstance(part[0], dict):
-            part = [{"t": "Str", "c": str(part[-1])}]
         out += [*part, {"t": "Space"}]
     return out[:-1]
+
+
+def _words_of(block: Element) -> list[Element]:
+    if block["t"] in {"Plain", "Para"}:
+        return list(block["c"])
+    return plain_inlines(_text_of(block))
 
 
 def _joined_lists(lists: Iterable[Iterable[Element]]) -> list[Element]:
@@ -351,17 +313,19 @@ def _without_notes(inlines: Iterable[Element]) -> list[Element]:
     return [inline for inline in inlines if inline["t"] != "Note"]
 
 
-def _text_of(element: Any) -> str:  # noqa: ANN401 - any part of the tree
+def _text_of(element: Any) -> str:
     if isinstance(element, list):
         return "".join(map(_text_of, element))
     if not isinstance(element, dict):
         return ""
     kind, content = element.get("t"), element.get("c")
+    if content is None:
+        return " "
     if kind == "Str":
         return str(content)
-    if kind in {"Code", "Math"}:
+    if kind in {"Code", "Math", "CodeBlock", "RawBlock", "RawInline"}:
         return str(content[1])
-    return " " if content is None else _text_of(content)
+    return _text_of(content)
 
 
 def _column_widths(count: int, rows: Sequence[Sequence[Any]]) -> list[Element]:

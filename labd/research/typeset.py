@@ -21,6 +21,7 @@ def typeset(directory: Path, date: str, *, system_fonts: bool) -> None:
 
     Raises:
         typst.TypstError: the file has a fault.
+
     """
     packages = directory / "no-packages"
     pdf = typst.compile(

@@ -114,8 +114,7 @@ class Sandbox:
             before = os.fstat(workdir_fd)
             owner = None if self._uid is None else (before.st_uid, before.st_gid)
             try:
-                if self._uid is not None:
-                    hand_over(workdir_fd, self._uid)
+                self._hand_over(workdir_fd)
                 seen = self._supervised(request, workdir_fd, output, cancelled)
             finally:
                 run_uid = os.geteuid() if self._uid is None else self._uid
@@ -136,6 +135,14 @@ class Sandbox:
                 removed=removed,
             )
 
+    def _hand_over(self, workdir_fd: int) -> None:
+        if self._uid is None:
+            return
+        try:
+            hand_over(workdir_fd, self._uid)
+        except OSError as error:
+            raise StartFailed(f"chown to {self._uid}: {error.strerror}") from error
+
     def _supervised(
         self, request: Request, workdir_fd: int, output: Output, cancelled: threading.Event
     ) -> Seen:
@@ -146,7 +153,11 @@ class Sandbox:
             return cancelled.is_set() or interrupted.is_set()
 
         def whole() -> Seen:
-            return supervise(start(command, self._uid), request.limits, workdir_fd, output, stop)
+            try:
+                started = start(command, self._uid)
+            except OSError as error:
+                raise StartFailed(str(error)) from error
+            return supervise(started, request.limits, workdir_fd, output, stop)
 
         if self._uid is None:
             return whole()
@@ -172,15 +183,15 @@ class Sandbox:
 
     def _probe(self) -> list[Gap]:
         """Start a real sandbox, and give what it shows; without the ban on nesting if it won't start with it."""
-        words = ""
-        for self._nested in (False, True):
-            try:
-                return self._probe_once()
-            except StartFailed as error:
-                words = words or str(error)
-            except OSError as error:
-                return [find.of_start(str(error))]
-        return [find.of_start(words)]
+        try:
+            return self._probe_once()
+        except StartFailed as error:
+            words = str(error)
+        self._nested = True
+        try:
+            return self._probe_once()
+        except StartFailed:
+            return [find.of_start(words)]
 
     def _probe_once(self) -> list[Gap]:
         with tempfile.TemporaryDirectory(prefix="labd-probe-") as name:

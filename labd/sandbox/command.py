@@ -105,7 +105,7 @@ def interpreter() -> Interpreter:
 
 
 def _refuse_wide(path: str) -> None:
-    wide = {"/", "/home", "/root", "/opt", "/var", "/srv", "/mnt", os.path.expanduser("~")}
+    wide = {"/", "/home", "/root", "/opt", "/var", "/srv", "/mnt", os.environ.get("HOME", "/")}
     # A virtual environment may be moved aside, but names its base by path.
     base = path in {os.path.normpath(sys.base_prefix), os.path.realpath(sys.base_prefix)}
     if path in wide or (base and _inside(path) != path):

@@ -25,13 +25,22 @@ _MASKED_PROC = (
     "A container hides parts of /proc: start it with --security-opt systempaths=unconfined"
     " --security-opt seccomp=unconfined (Podman: --security-opt unmask=ALL), or run labd outside"
 )
+_OTHER_USER = (
+    "Here root may not become another user: run labd as an ordinary user, or choose a sandbox uid"
+    " that this container's user mapping has"
+)
+_POWERLESS = (
+    "Here root is not allowed what root is: run labd as an ordinary user, or outside the container"
+)
 _REMEDIES = (
+    ("unshare: ", "root", _POWERLESS),
+    ("mount: ", "root", _POWERLESS),
+    ("chown to", "uid", _OTHER_USER),
+    ("setpriv: ", "uid", _OTHER_USER),
     ("mount proc", "proc", _MASKED_PROC),
     ("uid map", "userns", _UNPRIVILEGED),
     ("namespace", "userns", _UNPRIVILEGED),
     ("RTM_NEWADDR", "userns", _UNPRIVILEGED),
-    ("setresuid", "uid", "Choose a sandbox uid that exists in this container's user mapping"),
-    ("setgroups", "uid", "Choose a sandbox uid that exists in this container's user mapping"),
 )
 _INTERFACE = re.compile(r" *([^\s:]+): +\d")
 # Only what a shell and cat can do, to be quick.
@@ -45,12 +54,10 @@ echo probe:done"""
 
 def of_tools(bwrap: str, *, root: bool) -> list[Gap]:
     """Give the gaps that show before anything is started."""
-    gaps = (
-        []
-        if (found := shutil.which(bwrap))
-        else [Gap("bwrap", f"{bwrap} is not installed", _INSTALL)]
-    )
-    if found and (version := _version(found)) < _MIN_VERSION:
+    gaps = []
+    if not shutil.which(bwrap):
+        gaps.append(Gap("bwrap", f"{bwrap} is not installed", _INSTALL))
+    elif (version := _version(bwrap)) < _MIN_VERSION:
         shown = ".".join(map(str, version)) or "unknown"
         gaps.append(Gap("bwrap", f"{bwrap} has version {shown}, below 0.8", _INSTALL))
     tools = {"prlimit": "/usr/bin:/bin", **({"setpriv": None} if root else {})}

@@ -1,0 +1,183 @@
+"""The command line, as a process: what it prints, where, and how it exits. No daemon runs here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labd.settings import Home
+from labd.spool import Spool
+from labd.task import State
+from tests.factories import task_text
+
+
+def labd(
+    home: Path | None, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    at = ["--home", str(home)] if home else []
+    command = [sys.executable, "-m", "labd.cli", *at, *arguments]
+    environment = {key: value for key, value in os.environ.items() if key != "LABD_HOME"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd=cwd, env=environment, check=False
+    )
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    path = tmp_path / "idea.yaml"
+    path.write_text(task_text())
+    return path
+
+
+def test_a_task_is_submitted_listed_cancelled_and_asked_for_again(home: Home, task: Path) -> None:
+    assert labd(home.root, "submit", str(task)).stdout == "idea\n"
+    assert labd(home.root, "submit", str(task)).stdout == "idea-2\n"
+    listed = json.loads(labd(home.root, "list", "--json").stdout)
+    assert {(t["id"], t["state"], t["template"]) for t in listed["tasks"]} == {
+        ("idea", "pending", "digits"),
+        ("idea-2", "pending", "digits"),
+    }
+    assert labd(home.root, "cancel", "idea").returncode == 0
+    assert Spool(home.spool).names(State.CANCELLED) == ["idea.yaml"]
+    assert labd(home.root, "retry", "idea").returncode == 0
+    assert sorted(Spool(home.spool).names(State.PENDING)) == ["idea-2.yaml", "idea.yaml"]
+
+
+def test_the_file_is_copied_byte_for_byte(home: Home, task: Path) -> None:
+    task.write_bytes(b"# \xc3\xbc\r\ntemplate:   digits\r\n")
+    labd(home.root, "submit", str(task))
+    assert (
+        home.spool / "pending" / "idea.yaml"
+    ).read_bytes() == b"# \xc3\xbc\r\ntemplate:   digits\r\n"
+
+
+def test_a_bad_file_is_told_and_not_submitted_but_the_others_are(
+    home: Home, task: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("tempalte: digits\n")
+    done = labd(home.root, "submit", str(bad), str(task))
+    assert done.returncode == 1
+    assert done.stdout == "idea\n"
+    assert f"{bad}:1:1: tempalte: unknown key" in done.stderr
+    assert Spool(home.spool).names(State.PENDING) == ["idea.yaml"]
+
+
+def test_check_tells_every_problem_and_needs_no_lab(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("template: digits\nnum_gpus: -1\nprioritty: 1\n")
+    done = labd(None, "check", str(bad), cwd=tmp_path)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stdout.splitlines()[1].endswith("nearest known: priority")
+    (entry,) = json.loads(labd(None, "check", "--json", str(bad), cwd=tmp_path).stdout)
+    assert (entry["ok"], len(entry["problems"])) == (False, 2)
+
+
+def test_check_warns_of_keys_without_effect_and_of_unknown_templates(
+    home: Home, tmp_path: Path
+) -> None:
+    quiet = tmp_path / "quiet.yaml"
+    quiet.write_text(task_text(model="qwen2.5-coder:14b"))
+    assert "model: has no effect" in labd(home.root, "check", str(quiet)).stdout
+    unknown = tmp_path / "unknown.yaml"
+    unknown.write_text(task_text(template="digitz"))
+    done = labd(home.root, "check", str(unknown))
+    assert done.returncode == 1
+    assert "digits" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["show", "nothing"], 3),
+        (["logs", "nothing"], 3),
+        (["cancel", "nothing"], 3),
+        (["retry", "idea"], 4),
+        (["list", "--state", "lost"], 2),
+        (["frobnicate"], 2),
+        (["submit", "/nowhere.yaml"], 1),
+    ],
+)
+def test_exit_codes_say_what_kind_of_failure_it_was(
+    home: Home, task: Path, arguments: list[str], code: int
+) -> None:
+    labd(home.root, "submit", str(task))
+    assert labd(home.root, *arguments).returncode == code
+
+
+def test_no_lab_is_told_with_what_to_do(tmp_path: Path) -> None:
+    done = labd(None, "list", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "LABD_HOME" in done.stderr
+
+
+def test_bad_settings_are_told_with_their_line(home: Home) -> None:
+    (home.root / "config").mkdir()
+    (home.root / "config" / "labd.yaml").write_text("spool: spool\nsandbox:\n  memory_byts: 1\n")
+    done = labd(home.root, "list")
+    assert done.returncode == 1
+    assert "labd.yaml:3:3: sandbox.memory_byts: unknown key" in done.stderr
+    assert "memory_bytes" in done.stderr
+
+
+def test_an_empty_settings_file_means_the_defaults(home: Home) -> None:
+    (home.root / "config").mkdir()
+    (home.root / "config" / "labd.yaml").write_text("# nothing set\n")
+    assert labd(home.root, "list").returncode == 0
+
+
+def test_a_unique_beginning_of_an_id_is_enough(home: Home, task: Path) -> None:
+    labd(home.root, "submit", str(task))
+    assert labd(home.root, "show", "id").returncode == 0
+    labd(home.root, "submit", str(task))
+    ambiguous = labd(home.root, "show", "id")
+    assert ambiguous.returncode == 3
+    assert "idea-2" in ambiguous.stderr
+
+
+def test_a_hostile_name_never_drives_the_terminal(home: Home) -> None:
+    name = "\x1b[2J\u202eevil.yaml"
+    (home.spool / "pending" / name).write_text(task_text())
+    for arguments in (["list"], ["show", name], ["list", "--json"]):
+        done = labd(home.root, *arguments)
+        assert done.returncode == 0
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "\u202e" not in done.stdout + done.stderr
+
+
+def test_readers_import_neither_ray_nor_gradio(home: Home, task: Path) -> None:
+    labd(home.root, "submit", str(task))
+    for arguments in (
+        ["--help"],
+        ["list"],
+        ["show", "idea"],
+        ["logs", "idea"],
+        ["check", str(task)],
+    ):
+        code = f"import sys; sys.argv = ['labd', '--home', {str(home.root)!r}, *{arguments!r}]\nfrom labd.cli import main\ntry: main()\nexcept SystemExit: pass\nprint({{m for m in ('ray', 'gradio', 'torch', 'scipy', 'optuna', 'matplotlib') if m in sys.modules}}, file=sys.stderr)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stderr.splitlines()[-1] == "set()", arguments
+
+
+def test_every_verb_has_worked_examples_in_its_help() -> None:
+    helped = labd(None, "--help").stdout
+    for verb in (
+        "up",
+        "submit",
+        "run",
+        "list",
+        "show",
+        "logs",
+        "cancel",
+        "retry",
+        "check",
+        "doctor",
+    ):
+        assert verb in helped
+        assert "Examples:" in labd(None, verb, "--help").stdout
