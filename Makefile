@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup system-packages demo test check format clean
+.PHONY: help setup system-packages demo test bench check format clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -30,6 +30,9 @@ demo: setup ## run one small research task from a YAML file to a paper, with liv
 
 test: setup ## run the tests
 	@$(BIN)/python -m pytest
+
+bench: setup ## measure, and print tables
+	@$(BIN)/python -m tests.bench.latency
 
 check: $(STAMP) ## lint, types, format
 	@$(BIN)/ruff format --check .

@@ -31,6 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich for a help page takes longer than all the rest of it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -406,6 +407,8 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
             )
         )
         _out(f"  {event['at']}  {event['event']}  {_safe(text)}")
+    for line in (lab.result(view.id) or {}).get("summary", []):
+        _out(f"  {_safe(line)}")
     directory = lab.results_dir(view.id)
     for name in ("paper.pdf", "paper.html", "paper.md", "paper.tex", "result.json"):
         if (directory / name).is_file():

@@ -4,11 +4,10 @@ import importlib.metadata
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-
-import pynvml
 
 from labd.llm import probe
 from labd.sandbox import Sandbox, SandboxConfig
@@ -108,6 +107,10 @@ def _disk(home: Home) -> Iterator[Finding]:
 
 
 def _gpu(_home: Home) -> Iterator[Finding]:
+    with warnings.catch_warnings():
+        # The package pynvml 13 is a shell around nvidia-ml-py and says so whenever it is imported.
+        warnings.simplefilter("ignore", FutureWarning)
+        import pynvml  # noqa: PLC0415
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

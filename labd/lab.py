@@ -274,7 +274,7 @@ class Lab:
         if state is State.FAILED and history.events:
             why = str((history.events[-1].get("error") or {}).get("message", ""))
         if state is State.DONE and history.events:
-            why = " ".join(history.events[-1].get("summary") or [])
+            why = (history.events[-1].get("summary") or [""])[-1]
         if state is State.RUNNING:
             progress = self.progress(entry.id)
         facts: dict[str, Any] = {}

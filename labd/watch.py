@@ -21,7 +21,6 @@ from rich.progress import (
 from labd.clock import print_duration
 from labd.errors import EngineError
 from labd.lab import Lab, TaskView, progress_of
-from labd.research.record import ResearchRecord
 from labd.task import State
 from labd.text import printable
 
@@ -125,30 +124,10 @@ def _tell(lab: Lab, view: TaskView, took_s: float) -> None:
         out.print(f"  its log: labd logs {printable(view.id)}", markup=False)
         return
     out.print(f"{printable(view.id)}: done in {print_duration(took_s)}", markup=False)
-    research = (lab.result(view.id) or {}).get("research")
-    for line in outcome_lines(research) if research else []:
-        out.print(f"  {line}", markup=False)
+    for line in (lab.result(view.id) or {}).get("summary", []):
+        out.print(f"  {printable(str(line), 400)}", markup=False)
     for name in ("paper.pdf", "paper.html", "paper.md", "paper.tex"):
         if (directory / name).is_file():
             out.print(f"  {directory / name}", markup=False, soft_wrap=True)
     for name in ("result.json",):
         out.print(f"  {directory / name}", markup=False, soft_wrap=True)
-
-
-def outcome_lines(research: dict[str, object]) -> list[str]:
-    """Give the measured outcome of a research record in three lines."""
-    record = ResearchRecord.model_validate(research)
-    claim, metric, counts = record.claim, record.metric, record.counts
-    lines = [
-        f"{counts['trials']} trials, {counts['runs']} runs in all, {counts['ok']} trials gave a value; metric: {metric.name} ({metric.better} is better)"
-    ]
-    if claim.baseline is not None and claim.best is not None and claim.difference is not None:
-        low, high = claim.difference_low, claim.difference_high
-        between = f" [{low:+.4f}, {high:+.4f}]" if low is not None and high is not None else ""
-        lines.append(
-            f"test {metric.name} over {claim.best.n} fresh seeds: baseline {claim.baseline.mean:.4f}, best {claim.best.mean:.4f}, difference {claim.difference:+.4f}{between}"
-        )
-    else:
-        lines.append("no configuration to compare with the baseline on the test split")
-    lines.append(printable(f"{claim.verdict.value.replace('_', ' ')}: {claim.reason}", 400))
-    return lines

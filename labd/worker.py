@@ -20,6 +20,7 @@ from labd.journal import Journal
 from labd.log import Logger, file_logger
 from labd.research.experiment import Tools
 from labd.research.paper import write_paper
+from labd.research.record import outcome_lines
 from labd.research.sweep import Brief, run_sweep
 from labd.research.template import load_template
 from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
@@ -130,7 +131,7 @@ def _research(
     for warning in rendered.warnings:
         log.warning("paper.warning", detail=warning)
     log.info("stage.progress", stage="paper", done=1, total=1, detail="paper.pdf")
-    return {"research": record.context(), "summary": _summary(record)}
+    return {"research": record.context(), "summary": outcome_lines(record)}
 
 
 def _brief(
@@ -175,10 +176,6 @@ class _CappedSandbox:
             output_bytes=min(limits.output_bytes, caps["output_bytes"]),
         )
         return self._box.run(argv, workdir=workdir, limits=capped, **rest)
-
-
-def _summary(record: Any) -> list[str]:
-    return [record.claim.reason]
 
 
 def warm_up() -> None:

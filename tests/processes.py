@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import psutil
 
-
 T = TypeVar("T")
 
 

@@ -249,6 +249,18 @@ def verdict_records() -> dict[str, ResearchRecord]:
             confirm_best=[],
             importances=[],
         ),
+        "inconclusive_selected": make_record(
+            claim=make_claim(
+                verdict="inconclusive",
+                reason="No confirming run of the selected trial succeeded.",
+                best=None,
+                **nothing,
+            ),
+            confirm_best=[
+                make_run(f"confirm-best-{i:03}", None, seed=2001 + i, split="test")
+                for i in range(10)
+            ],
+        ),
         "no_trials": make_record(
             claim=no_best,
             trials=[],

@@ -44,7 +44,7 @@ def test_ten_kills_of_everything_cost_no_finished_run_and_change_no_word_of_the_
     spool, archive = Spool(tmp_path / "spool"), Archive(tmp_path / "results")
     spool.prepare()
     demo = REPO / "config" / "examples" / "first-paper.yaml"
-    shutil.copy(demo, tmp_path / "spool" / "pending" / "demo.yaml")
+    shutil.copyfile(demo, tmp_path / "spool" / "pending" / "demo.yaml")
     results = archive.directory("demo")
     chance = random.Random(20261122)
     recorded: list[dict[str, object]] = []
@@ -76,7 +76,7 @@ def test_ten_kills_of_everything_cost_no_finished_run_and_change_no_word_of_the_
             at = datetime.fromisoformat(str(line["at"])).timestamp()
             assert written <= at, f"{value['name']} was run again after it was recorded"
 
-    shutil.copy(demo, tmp_path / "spool" / "pending" / "undisturbed.yaml")
+    shutil.copyfile(demo, tmp_path / "spool" / "pending" / "undisturbed.yaml")
     wait_until(lambda: spool.holds(State.DONE, "undisturbed.yaml"), 180, "the undisturbed task")
     assert (results / "paper.md").read_text() == (
         archive.directory("undisturbed") / "paper.md"

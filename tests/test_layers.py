@@ -33,7 +33,7 @@ MAY_KNOW: dict[str, set[str]] = {
     | {"task", "settings", "spool", "archive", "scheduler", "engine", "log", "template"},
     "lab": FILES | {"task", "settings", "spool", "archive", "template"},
     "doctor": GROUND | {"settings", "sandbox", "llm"},
-    "watch": GROUND | {"lab", "task", "research"},
+    "watch": GROUND | {"lab", "task"},
     "cli": GROUND | {"lab", "task", "settings", "daemon", "doctor", "watch", "log"},
     "page": GROUND | {"lab", "task", "settings"},
 }

@@ -11,12 +11,11 @@ from labd.errors import ResearchError
 from labd.research.numbers import (
     MAX_TEMPLATE_CHARS,
     Reference,
-    escape_markdown,
     fill,
-    show_number,
     untraced,
 )
 from labd.research.pandoc import Limits, read_markdown
+from labd.research.printing import escape_markdown, show_number
 
 CONTEXT: dict[str, Any] = {
     "best": {"accuracy": {"mean": 0.97312, "n": 10}, "p": 0.0001, "difference": -0.01234},
@@ -31,6 +30,7 @@ CONTEXT: dict[str, Any] = {
     "count": 1,
     "path": "plots/a.png",
     "bad": float("nan"),
+    "close": 0.04996,
 }
 
 
@@ -62,6 +62,7 @@ def test_a_number_is_shown_and_traced_to_its_path_and_full_value() -> None:
         ("{{ best.accuracy.mean | signed(2) }}", "+0.97"),
         ("{{ best.p | p }}", "\\< 0.001"),
         ("{{ best.accuracy.mean | p_is }}", "= 0.973"),
+        ("{{ close | p }}", "0.04996"),
         ("{{ best.accuracy.n | dur }}", "10 s"),
         ("{{ count | counted('trial') }}", "1 trial"),
         ("{{ best.accuracy.n | counted('trial') }}", "10 trials"),
@@ -177,6 +178,18 @@ def test_a_typed_number_does_not_pass_as_a_recorded_one(template: str) -> None:
         "{% block b %}{% endblock %}",
         "{{ best.accuracy.mean | nmu }}",
         "{{ best.accuracy.mean | pprint }}",
+        "{{ best.p | num('x') }}",
+        "{{ best.p | num(best.p) }}",
+        "{{ best.p | num(digits=3) }}",
+        "{{ best.p | num(3, 4) }}",
+        "{{ best.p | num(*trials) }}",
+        "{{ count | counted('93 of 94 trial') }}",
+        "{{ count | counted(versions.numpy) }}",
+        "{{ path | codeblock('x\\n```\\n# H') }}",
+        "{{ path | first }}",
+        "{{ trials | best_first }}",
+        "{% for a, b in trials %}{% endfor %}",
+        "{% if best in 'abc' %}{% endif %}",
         "{{",
         "{% for %}",
         "{{" + "(" * 5000 + "best" + ")" * 5000 + "}}",
@@ -309,6 +322,11 @@ def test_escaped_text_reads_back_as_itself(values: list[str]) -> None:
     blocks, warnings = read_markdown("\n\n".join(map(escape_markdown, values)), Limits())
     assert not warnings
     assert [words_of([block]) for block in blocks] == values
+
+
+def test_each_sign_of_markup_is_escaped_for_every_reader_of_markdown() -> None:
+    for char in "\\`*_{}[]<>#~^$@&|!":
+        assert escape_markdown(f"a{char}b") == f"a\\{char}b"
 
 
 def test_a_long_value_is_cut_and_says_so() -> None:

@@ -73,6 +73,7 @@ def test_every_verdict_gives_a_paper_of_three_pages_or_more(results: Path, name:
         ("no_trial_better", "finds no improvement", "no trial of a parameter search"),
         ("worse", "is worse than the baseline", "is worse than the baseline on the test split"),
         ("inconclusive", "without a conclusion", "stays open"),
+        ("inconclusive_selected", "without a conclusion", "stays open"),
         ("no_trials", "finds no improvement", "the parameter search ran no trial"),
     ],
 )

@@ -17,28 +17,43 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from labd.clock import print_duration
 from labd.errors import ResearchError
-from labd.text import head_and_tail, printable
+from labd.research.printing import (
+    Scalar,
+    escape_markdown,
+    fenced_code,
+    inline_code,
+    show_count,
+    show_number,
+    show_p,
+    show_p_relation,
+    show_percent,
+    show_plain,
+    show_signed,
+)
+from labd.text import printable
 
 MAX_TEMPLATE_CHARS = 2**20
-MAX_TEXT_CHARS = 2000
-MAX_BLOCK_CHARS = 20_000
 _MAX_LOOKUPS = 200_000
 _MAX_PROBLEMS = 20
+_MAX_DIGITS = 17
+_MAX_FIRST = 1000
+
+# What stands in a filter's brackets is typed, so it may only be a small number or a word.
+_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "num": (int,),
+    "pct": (int,),
+    "signed": (int,),
+    "first": (int,),
+    "counted": (str, str),
+    "codeblock": (str,),
+}
+_WORD = re.compile(r"[A-Za-z][A-Za-z -]{0,40}")
 
 _ALLOWED = (
     nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Getattr, nodes.Getitem,
     nodes.Filter, nodes.Test, nodes.Const, nodes.Compare, nodes.Operand, nodes.And, nodes.Or,
     nodes.Not, nodes.If, nodes.CondExpr, nodes.For, nodes.Tuple, nodes.List,
 )  # fmt: skip
-
-# Pandoc and CommonMark both take a backslash before any of these as "the character itself".
-_MARKUP = frozenset("\\`*_{}[]<>#~^$@&|!")
-# These mean something only where a word or a line begins: `- `, `(a) `, `: `, `---`, `http://`.
-_MARKUP_AT_STARTS = frozenset("-+=:%(/.)")
-_LIST_MARKER = re.compile(r"\w{1,9}[.)](?=\s|$)")
-
-Scalar = bool | int | float | str
-_MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,44 +79,6 @@ class Untraced:
 
     text: str
     line: int
-
-
-def escape_markdown(text: str, limit: int = MAX_TEXT_CHARS) -> str:
-    """Give `text` as one line of Markdown that shows it literally, whatever it holds.
-
-    White space is run together; control and format characters come out as their escapes.
-    """
-    plain = printable(" ".join(text.split()), limit)
-    if not plain:
-        return "(empty)"
-    marker = _LIST_MARKER.match(plain)
-    loose = {marker.end() - 1} if marker else set()
-    if "www." in plain.lower():
-        loose |= {at for at, char in enumerate(plain) if char == "."}
-    out = []
-    for at, char in enumerate(plain):
-        before = plain[at - 1] if at else " "
-        starts = before in (" ", char) or plain[at + 1 : at + 2] == "/"
-        if char in _MARKUP or at in loose or (char in _MARKUP_AT_STARTS and starts):
-            out.append("\\")
-        out.append(char)
-    return "".join(out)
-
-
-def show_number(value: float, digits: int = 4) -> str:
-    """Print a finite number with `digits` significant digits, never dropping digits before the point.
-
-    Very large and very small numbers come as ``1.23e-5``; the minus is U+2212.
-    """
-    if value == 0:
-        return "0"
-    size = math.floor(math.log10(abs(value)))
-    if -5 < size < 9:
-        text = f"{value:.{max(0, digits - 1 - size)}f}"
-    else:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return text.replace("-", _MINUS)
 
 
 def fill(template_text: str, context: Mapping[str, Any]) -> Filled:
@@ -208,15 +185,19 @@ class _Filler:
 
     def _filters(self) -> dict[str, Callable[..., Any]]:
         return {
-            "num": lambda v, digits=4: self._number(v, lambda x: show_number(x, digits)),
-            "pct": lambda v, decimals=None: self._number(v, lambda x: _percent(x, decimals)),
-            "signed": lambda v, digits=4: self._number(v, lambda x: _signed(x, digits)),
-            "p": lambda v: self._number(v, _p_value),
-            "p_is": lambda v: self._number(v, _p_relation),
+            "num": lambda v, digits=4: self._number(
+                v, lambda x: show_number(x, min(digits, _MAX_DIGITS))
+            ),
+            "pct": lambda v, decimals=None: self._number(v, lambda x: show_percent(x, decimals)),
+            "signed": lambda v, digits=4: self._number(
+                v, lambda x: show_signed(x, min(digits, _MAX_DIGITS))
+            ),
+            "p": lambda v: self._number(v, show_p),
+            "p_is": lambda v: self._number(v, show_p_relation),
             "dur": lambda v: self._number(v, print_duration),
             "counted": self._counted,
-            "code": lambda v: self._text(v, _inline_code),
-            "codeblock": lambda v, language="": self._text(v, lambda t: _code_block(t, language)),
+            "code": lambda v: self._text(v, inline_code),
+            "codeblock": lambda v, language="": self._text(v, lambda t: fenced_code(t, language)),
             "path": self._path,
             "items": self._items,
             "count": self._count,
@@ -229,7 +210,8 @@ class _Filler:
             tree = self._parse(template_text)
             names = {name: self._top(name) for name in self._look_over(tree)}
             text = self._env.from_string(tree).render(names)
-        except (TemplateError, SyntaxError, RecursionError) as error:
+        except (TemplateError, SyntaxError, RecursionError, TypeError, ValueError) as error:
+            # The last two are how a compiled template says that it took a value for another kind.
             line = getattr(error, "lineno", None)
             raise ResearchError(
                 f"the template can't be read: {printable(str(error))}",
@@ -256,6 +238,8 @@ class _Filler:
             elif isinstance(node, nodes.Name) and node.ctx == "load" and node.name != "loop":
                 names.add(node.name)
                 self._lines.setdefault(node.name, []).append(node.lineno)
+            elif isinstance(node, nodes.Filter):
+                self._check_arguments(node)
             elif isinstance(node, nodes.Getattr):
                 self._lines.setdefault(node.attr, []).append(node.lineno)
             elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
@@ -263,6 +247,15 @@ class _Filler:
         self._raise_problems()
         stored = {n.name for n in tree.find_all(nodes.Name) if n.ctx == "store"}
         return names - stored | (names & stored & set(self._context))
+
+    def _check_arguments(self, node: nodes.Filter) -> None:
+        if node.name == "best_first":
+            good = len(node.args) == 1
+        else:
+            kinds = _ARGUMENTS.get(node.name, ())
+            good = len(node.args) <= len(kinds) and all(map(_is_plain, node.args, kinds))
+        if not good or node.kwargs or node.dyn_args or node.dyn_kwargs:
+            self._problem(f"{node.name} can't be used with these arguments", line=node.lineno)
 
     def _problem(self, text: str, *, line: int | None = None, name: str = "") -> None:
         lines = [line] if line else sorted(set(self._lines.get(name, [])))
@@ -350,7 +343,7 @@ class _Filler:
             if isinstance(raw, bool | int | str) or (
                 isinstance(raw, float) and math.isfinite(raw)
             ):
-                plain = _plain(raw)
+                plain = show_plain(raw)
                 self._record(value, raw, plain)
                 return _Printed(show(plain))
             if not isinstance(value, _Missing):
@@ -371,7 +364,7 @@ class _Filler:
             return str(value)
         return self._text(value, escape_markdown)
 
-    def _counted(self, value: object, one: str, many: str = "") -> _Printed:
+    def _counted(self, value: object, one: str = "item", many: str = "") -> _Printed:
         shown = self._number(value, show_count)
         return _Printed(f"{shown} {one if _raw(value) == 1 else many or one + 's'}")
 
@@ -404,14 +397,14 @@ class _Filler:
 
     def _first(self, value: object, n: int) -> list[_Value]:
         values = value if isinstance(value, list) else self.elements(self._held(value))
-        return values[:n]
+        return values[: min(n, _MAX_FIRST)]
 
-    def _best_first(self, value: object, better: object, key: str = "value") -> list[_Value]:
-        """Sort records by a number, best first, leaving out those that have none; ties keep their order."""
+    def _best_first(self, value: object, better: object) -> list[_Value]:
+        """Sort records by their ``value``, best first, leaving out those that have none; ties keep their order."""
         rows = [
-            (row.raw[key], row)
+            (row.raw["value"], row)
             for row in self.elements(self._held(value))
-            if isinstance(row.raw, dict) and isinstance(row.raw.get(key), int | float)
+            if isinstance(row.raw, dict) and isinstance(row.raw.get("value"), int | float)
         ]
         sign = -1 if _raw(better) == "higher" else 1
         return [row for _, row in sorted(rows, key=lambda pair: sign * pair[0])]
@@ -421,6 +414,13 @@ class _Filler:
             return value
         self._problem(f"{printable(str(value), 80)} is typed, not recorded")
         return _Missing(self, "?", None)
+
+
+def _is_plain(argument: nodes.Expr, kind: type) -> bool:
+    value = argument.value if isinstance(argument, nodes.Const) else None
+    if isinstance(value, str):
+        return kind is str and _WORD.fullmatch(value) is not None
+    return type(value) is int and kind is int
 
 
 def _raw(value: object) -> object:
@@ -440,61 +440,6 @@ def _kind(raw: object) -> str:
     return {dict: "a group of values", list: "a list", bool: "true or false"}.get(
         type(raw), "a text"
     )
-
-
-def _plain(raw: Scalar) -> str:
-    if isinstance(raw, bool):
-        return "true" if raw else "false"
-    if isinstance(raw, float):
-        text = f"{raw:.6g}"
-        if "e" in text:
-            mantissa, exponent = text.split("e")
-            text = f"{mantissa}e{int(exponent)}"
-        return text.replace("-", _MINUS)
-    return raw if isinstance(raw, str) else str(raw).replace("-", _MINUS)
-
-
-def show_count(value: float) -> str:
-    """Print a whole number."""
-    return f"{value:.0f}"
-
-
-def _percent(value: float, decimals: int | None) -> str:
-    text = f"{100 * value:.3g}" if decimals is None else f"{100 * value:.{decimals}f}"
-    return f"{text}\N{NO-BREAK SPACE}%".replace("-", _MINUS)
-
-
-def _signed(value: float, digits: int) -> str:
-    text = show_number(value, digits)
-    return f"+{text}" if value > 0 else text
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _p_relation(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
-
-
-def _inline_code(text: str) -> str:
-    plain = printable(text, MAX_TEXT_CHARS).strip()
-    if not plain:
-        return "(empty)"
-    fence = "`" * (_longest_run(plain, "`") + 1)
-    pad = " " if "`" in plain else ""
-    return f"{fence}{pad}{plain}{pad}{fence}"
-
-
-def _code_block(text: str, language: str) -> str:
-    lines = head_and_tail(text, MAX_BLOCK_CHARS).expandtabs(4).splitlines() or [""]
-    fence = "`" * max(3, _longest_run(text, "`") + 1)
-    body = "\n".join(printable(line, MAX_BLOCK_CHARS) for line in lines)
-    return f"{fence}{language}\n{body}\n{fence}"
-
-
-def _longest_run(text: str, char: str) -> int:
-    return max((len(run) for run in re.findall(f"{re.escape(char)}+", text)), default=0)
 
 
 _NOT_PROSE = re.compile(

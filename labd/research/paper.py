@@ -6,7 +6,7 @@ record gives the same paper.
 
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,7 @@ def write_paper(record: ResearchRecord, results_dir: Path) -> Rendered:
         if isinstance(reference.value, int | float) and not isinstance(reference.value, bool)
     ]
     write_json(results_dir / NUMBERS_FILE, numbers)
-    return Rendered(
-        rendered.markdown,
-        rendered.tex,
-        rendered.html,
-        rendered.pdf,
-        warnings=draft.warnings + rendered.warnings,
-    )
+    return replace(rendered, warnings=draft.warnings + rendered.warnings)
 
 
 def draft_paper(record: ResearchRecord, results_dir: Path) -> Draft:

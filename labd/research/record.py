@@ -181,3 +181,23 @@ class ResearchRecord(Record):
     def context(self) -> dict[str, Any]:
         """Give the record as plain JSON data for templates."""
         return self.model_dump(mode="json")
+
+
+def outcome_lines(record: ResearchRecord) -> list[str]:
+    """Tell what was measured, in three lines for a terminal."""
+    claim, metric, counts = record.claim, record.metric, record.counts
+    trials = f"{counts['trials']} trials, {counts['ok']} of them gave a value"
+    lines = [f"{trials}; {counts['runs']} runs in all; {metric.name}: {metric.better} is better"]
+    if claim.baseline and claim.best and claim.difference is not None:
+        low, high = claim.difference_low, claim.difference_high
+        between = (
+            "" if low is None or high is None else f", 95 % interval {low:+.4f} to {high:+.4f}"
+        )
+        lines.append(
+            f"test {metric.name} over {claim.best.n} fresh seeds: baseline {claim.baseline.mean:.4f}, "
+            f"best {claim.best.mean:.4f}, difference {claim.difference:+.4f}{between}"
+        )
+    else:
+        lines.append("nothing to compare with the baseline on the test split")
+    lines.append(f"{claim.verdict.value.replace('_', ' ')}: {claim.reason}")
+    return lines

@@ -20,7 +20,6 @@ from typing import Any
 
 from labd.errors import LabdError, ResearchError, TimedOut
 from labd.files import write_atomic
-from labd.research.numbers import escape_markdown
 from labd.research.pandoc import (
     Element,
     Limits,
@@ -30,6 +29,7 @@ from labd.research.pandoc import (
     read_markdown,
     write,
 )
+from labd.research.printing import escape_markdown
 from labd.research.tidy import Picture, break_long_words, tidy
 from labd.text import printable
 
@@ -242,7 +242,7 @@ def _guard_verbatim(element: Any) -> Any:
     if not isinstance(element, dict) or "c" not in element:
         return element
     if element["t"] == "CodeBlock":
-        return code_block(element["c"][1])
+        return code_block(element["c"][1].replace("\\end", "\\\u200bend"))
     return {"t": element["t"], "c": _guard_verbatim(element["c"])}
 
 

@@ -21,7 +21,10 @@ _MAX_SPOKEN_CHARS = 400
 _LONG_WORD = 32
 _BREAK_EVERY = 16
 _BREAK = "\u200b"
-_FULL_WIDTH_CHARS = 84
+_FULL_WIDTH_CHARS = 92
+_LONG_CELL = 45
+# A letter of code is so much wider than one of text.
+_CODE_CHAR = 1.25
 _NO_ATTRIBUTES = ["", [], []]
 
 _LANGUAGE = re.compile(r"[a-z0-9+-]{1,20}")
@@ -329,12 +332,26 @@ def _text_of(element: Any) -> str:
 
 
 def _column_widths(count: int, rows: Sequence[Sequence[Any]]) -> list[Element]:
-    """Give default widths if the longest cells fit into a line side by side, or else shares of it."""
-    lengths = [1] * count
+    """Give default widths if the longest cells fit into a line side by side, or else shares of it.
+
+    Each column gets what its longest word needs, and the rest of the line goes to the longer texts.
+    """
+    needs, wishes = [4.0] * count, [4.0] * count
     for row in rows:
         for index, cell in enumerate(row[:count]):
-            lengths[index] = max(lengths[index], len(_text_of(cell[4])))
-    if sum(lengths) + 3 * count <= _FULL_WIDTH_CHARS:
+            text = _text_of(cell[4])
+            per_char = _CODE_CHAR if _is_code(cell[4]) else 1.0
+            word = max(map(len, text.split()), default=0)
+            needs[index] = max(needs[index], min(word, _LONG_WORD) * per_char + 2)
+            wishes[index] = max(wishes[index], min(len(text), _LONG_CELL) * per_char + 2)
+    if sum(wishes) <= _FULL_WIDTH_CHARS:
         return [{"t": "ColWidthDefault"}] * count
-    weights = [min(max(length, 5), 45) for length in lengths]
-    return [{"t": "ColWidth", "c": round(weight / sum(weights), 4)} for weight in weights]
+    left = max(0.0, _FULL_WIDTH_CHARS - sum(needs))
+    wanted = [wish - need for wish, need in zip(wishes, needs, strict=True)]
+    share = left / max(sum(wanted), 1.0)
+    widths = [need + share * more for need, more in zip(needs, wanted, strict=True)]
+    return [{"t": "ColWidth", "c": round(width / sum(widths), 4)} for width in widths]
+
+
+def _is_code(blocks: Sequence[Element]) -> bool:
+    return any(inline["t"] == "Code" for block in blocks for inline in _words_of(block))
