@@ -34,6 +34,7 @@ from labd.task import (
     parse_task,
     task_id,
 )
+from labd.template import check_template
 from labd.text import printable
 
 STATUS = "status.json"
@@ -227,6 +228,7 @@ class Daemon:
         try:
             check_name(entry.name)
             task = parse_task(self._spool.read(State.PENDING, entry.name), f"pending/{entry.name}")
+            check_template(task, f"pending/{entry.name}", roots=[self._home.templates])
         except FileNotFoundError:
             return
         except TaskFileError as error:

@@ -26,6 +26,7 @@ from labd.task import (
     parse_task,
     task_id,
 )
+from labd.template import check_template
 from labd.text import printable
 
 _STALE_S = 30.0
@@ -206,7 +207,9 @@ class Lab:
             raise TaskFileError(
                 f"it can't be read: {error.strerror}", where=printable(str(path))
             ) from error
-        return parse_task(raw, str(path))
+        task = parse_task(raw, str(path))
+        check_template(task, str(path), roots=[self.home.templates])
+        return task
 
     def submit(self, path: Path) -> str:
         """Copy a valid task file into pending/ under a free name; give the id that it has there.

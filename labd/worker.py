@@ -22,9 +22,9 @@ from labd.research.experiment import Tools
 from labd.research.paper import write_paper
 from labd.research.record import outcome_lines
 from labd.research.sweep import Brief, run_sweep
-from labd.research.template import load_template
 from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
 from labd.task import TaskSpec, parse_task
+from labd.template import load_template
 
 _DEADLINE_SHARE = (
     0.8  # of the task's timeout, after which the search stops and the paper is written

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -310,13 +310,16 @@ def _has(here: dict[str, Any] | list[Any], step: str | int) -> bool:
 
 
 def _known_keys(model: type[BaseModel], path: Path_) -> list[str]:
-    fields = model.model_fields
+    here: Any = model
     for part in path[:-1]:
-        field = fields.get(str(part))
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            fields = inner.model_fields
-    return [field.alias or name for name, field in fields.items()]
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            field = here.model_fields.get(str(part))
+            here = field.annotation if field else None
+        else:  # dict[str, Model] and list[Model]: the last argument says what each item is
+            here = (get_args(here) or (None,))[-1]
+    return (
+        list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+    )
 
 
 def _near_choice(item: Any) -> str:

@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 from labd.research.record import (
     Claim,
     Importance,
-    Metric,
-    ParamSpec,
     Provenance,
     ResearchRecord,
     Run,
@@ -19,6 +17,7 @@ from labd.research.record import (
     TrialStatus,
     Verdict,
 )
+from labd.template import Metric, ParamSpec
 
 TASK_TEXT = (
     "kind: research\ntemplate: digits\nresearcher: sweep\ntitle: Handwritten digits\nseed: 7\n"

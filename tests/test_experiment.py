@@ -12,8 +12,8 @@ from labd.errors import SandboxError
 from labd.research import experiment as module
 from labd.research.experiment import Cancelled, Tools, remove_tree, run_one
 from labd.research.record import Run, TrialStatus
-from labd.research.template import Template, load_template
 from labd.sandbox import Sandbox, SandboxConfig
+from labd.template import Template, load_template
 from tests.factories import make_template
 
 HOSTILE = """

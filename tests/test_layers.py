@@ -24,7 +24,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "scheduler": set(),
     "llm": GROUND,
     "sandbox": FILES,
-    "template": FILES,
+    "template": FILES | {"task"},
     "research": FILES | {"journal", "sandbox", "template"},
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "template", "research", "log"},

@@ -12,7 +12,8 @@ from labd.errors import ResearchError
 from labd.research import paper as paper_module
 from labd.research.numbers import untraced
 from labd.research.paper import NUMBERS_FILE, draft_paper, write_paper
-from labd.research.record import Importance, Metric, ResearchRecord
+from labd.research.record import Importance, ResearchRecord
+from labd.template import Metric
 from tests.records import (
     FIGURES,
     draw_figures,

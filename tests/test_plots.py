@@ -15,8 +15,9 @@ from labd.research.plots import (
     importance,
     learning_curves,
 )
-from labd.research.record import Importance, Metric, Param, ParamSpec, ResearchRecord, Run
+from labd.research.record import Importance, ResearchRecord, Run
 from labd.research.stats import compare, no_candidate
+from labd.template import Metric, Param, ParamSpec
 from tests.records import make_record, make_run
 
 METRIC = Metric(name="accuracy", better="higher", description="share that is right")

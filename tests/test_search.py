@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labd.research.record import ParamSpec
 from labd.research.search import (
     BATCH_SIZE,
     STARTUP_TRIALS,
@@ -17,6 +16,7 @@ from labd.research.search import (
     influence,
     propose,
 )
+from labd.template import ParamSpec
 
 SPACE = [
     ParamSpec(name="rate", type="float", low=1e-4, high=1.0, log=True, baseline=0.01),

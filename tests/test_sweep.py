@@ -20,8 +20,8 @@ from labd.journal import Journal
 from labd.research.experiment import Cancelled, Tools
 from labd.research.record import ResearchRecord, Verdict
 from labd.research.sweep import Brief, run_sweep
-from labd.research.template import load_template
 from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
+from labd.template import load_template
 from tests.factories import make_template
 
 pytestmark = pytest.mark.sandbox

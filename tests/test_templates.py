@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
+from labd import template as module
 from labd.errors import ConfigError
-from labd.research import template as module
-from labd.research.template import (
+from labd.template import (
     SHIPPED,
     fill_command,
     list_templates,

@@ -20,9 +20,9 @@ from typing import Any, Literal, Protocol
 
 from labd.errors import LabdError, StorageError
 from labd.files import write_atomic, write_json
-from labd.research.record import Param, Run, TrialStatus
-from labd.research.template import Template, fill_command
+from labd.research.record import Run, TrialStatus
 from labd.sandbox import Ending, Limits, SandboxResult
+from labd.template import Param, Template, fill_command
 from labd.text import printable
 
 MAX_METRICS_BYTES = 4 * 2**20

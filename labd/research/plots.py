@@ -18,16 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from labd.files import write_atomic
-from labd.research.record import (
-    Importance,
-    Metric,
-    Param,
-    ParamSpec,
-    ResearchRecord,
-    Run,
-    Sample,
-    TrialStatus,
-)
+from labd.research.record import Importance, ResearchRecord, Run, Sample, TrialStatus
+from labd.template import Metric, Param, ParamSpec
 from labd.text import printable
 
 DPI = 160

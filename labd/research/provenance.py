@@ -8,7 +8,7 @@ from labd import __version__
 from labd.clock import utc_now
 from labd.research.record import Provenance
 from labd.research.search import derive_seed
-from labd.research.template import Template
+from labd.template import Template
 
 _PACKAGES = ("matplotlib", "numpy", "optuna", "scikit-learn", "scipy")
 _SEARCH, _TRIAL, _CONFIRM = 0, 1, 2

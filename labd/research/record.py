@@ -7,23 +7,9 @@ is not known is ``None`` with a reason beside it, never 0 or NaN.
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 
-Param = bool | int | FiniteFloat | str
-
-
-class Record(BaseModel):
-    """Base of all records: frozen, strict about names, finite numbers only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Metric(Record):
-    """A metric and which way is better."""
-
-    name: str
-    better: Literal["higher", "lower"]
-    description: str = ""
+from labd.template import Metric, Param, ParamSpec, Record
 
 
 class TrialStatus(StrEnum):
@@ -133,19 +119,6 @@ class Provenance(Record):
     task_file: str
     """The task file's text, as it was dropped."""
     task_sha256: str
-
-
-class ParamSpec(Record):
-    """One row of the search space."""
-
-    name: str
-    type: Literal["float", "int", "categorical"]
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
-    log: bool = False
-    choices: list[Param] | None = None
-    description: str = ""
-    baseline: Param
 
 
 class ResearchRecord(Record):

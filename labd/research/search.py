@@ -21,7 +21,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from labd.research.record import Param, ParamSpec
+from labd.template import Param, ParamSpec
 
 BATCH_SIZE = 4
 """Trials proposed at once. Fixed and not the number of workers, so that machines agree."""

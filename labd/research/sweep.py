@@ -23,7 +23,6 @@ from labd.research.provenance import fresh_provenance
 from labd.research.record import (
     Claim,
     Importance,
-    Param,
     Provenance,
     ResearchRecord,
     Run,
@@ -32,8 +31,9 @@ from labd.research.record import (
 )
 from labd.research.search import BATCH_SIZE, Better, Observation, influence, propose
 from labd.research.stats import compare, no_candidate
-from labd.research.template import (
+from labd.template import (
     MIN_CONFIRM_SEEDS,
+    Param,
     Template,
     missing_requirements,
     snapshot,

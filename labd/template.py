@@ -16,12 +16,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    model_validator,
+)
 
 from labd.clock import parse_duration
-from labd.errors import ConfigError
+from labd.errors import ConfigError, TaskFileError
 from labd.files import fsync_dir
-from labd.research.record import Metric, Param, ParamSpec
+from labd.task import TaskFile
 from labd.text import printable
 from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
 
@@ -43,6 +51,36 @@ _Word = Annotated[str, Field(pattern=_WORD)]
 _Text = Annotated[str, Field(min_length=1, max_length=4000)]
 _Seconds = Annotated[float, BeforeValidator(parse_duration)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+Param = bool | int | FiniteFloat | str
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, strict about names, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Metric(Record):
+    """A metric and which way is better."""
+
+    name: str
+    better: Literal["higher", "lower"]
+    description: str = ""
+
+
+class ParamSpec(Record):
+    """One row of the search space."""
+
+    name: str
+    type: Literal["float", "int", "categorical"]
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    log: bool = False
+    choices: list[Param] | None = None
+    description: str = ""
+    baseline: Param
 
 
 class _Strict(BaseModel):
@@ -207,6 +245,21 @@ def load_template(name_or_path: str, *, roots: Sequence[Path]) -> Template:
             fix="Give both the same name",
         )
     return _template(parsed, directory, files)
+
+
+def check_template(task: TaskFile, name: str, *, roots: Sequence[Path]) -> None:
+    """Pass if the task's template is there and valid, so that a wrong name is told at the drop.
+
+    Raises:
+        TaskFileError: it is not; with the place of the key in the file `name`.
+
+    """
+    try:
+        load_template(task.spec.template or "", roots=roots)
+    except ConfigError as error:
+        place = load_yaml(task.text.encode()).place(("template",))
+        where = f"{printable(name)}:{place.line}:{place.column}" if place else printable(name)
+        raise TaskFileError(f"template: {error}", where=where) from error
 
 
 def missing_requirements(template: Template) -> list[str]:
