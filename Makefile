@@ -29,7 +29,7 @@ demo: setup ## run one small research task from a YAML file to a paper, with liv
 	@$(BIN)/labd --home . run config/examples/first-paper.yaml
 
 test: setup ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -q -n 2
 
 bench: setup ## measure, and print tables
 	@$(BIN)/python -m tests.bench.latency

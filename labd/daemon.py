@@ -598,7 +598,9 @@ class Daemon:
         self._log.info("daemon.stopped")
 
     def _drained(self) -> bool:
-        if self._lab.active or self._lab.ended or self._scan_again or not self._lab.nodes:
+        if self._lab.active or self._lab.ended or self._scan_again:
+            return False
+        if self._lab.candidates and not self._lab.nodes:
             return False
         stuck = all(name in self._lab.reasons for name in self._lab.candidates)
         delayed = any(c.not_before > time.monotonic() for c in self._lab.candidates.values())

@@ -250,8 +250,8 @@ class Watcher(FileSystemEventHandler):
 
     def stop(self) -> None:
         """Stop watching."""
-        # watchdog warns of events that come while it stops; nobody can do anything about them.
-        logging.getLogger("watchdog").setLevel(logging.ERROR)
+        # watchdog complains of events that come while it stops; nobody can do anything about them.
+        logging.getLogger("watchdog").setLevel(logging.CRITICAL)
         self._observer.stop()
         self._observer.join(timeout=5)
 

@@ -4,6 +4,7 @@ Called by the engine in a Ray worker process; runs as well without Ray. Knows th
 and research; nothing of the spool or of Ray.
 """
 
+import importlib
 import shutil
 import threading
 import time
@@ -70,6 +71,10 @@ def run(job: dict[str, Any], gpus: list[int]) -> dict[str, Any]:
             "retryable": False,
             "traceback": traceback.format_exc(),
         }
+    if outcome["outcome"] == "failed":
+        # A killed helper process may be the first sign of everything being killed: then this process
+        # does not live to put a failure on record that the task has nothing to do with.
+        time.sleep(_FAILURE_PAUSE_S)
     outcome |= {
         "started_at": to_iso(started),
         "finished_at": to_iso(utc_now()),
@@ -179,4 +184,10 @@ class _CappedSandbox:
 
 
 def warm_up() -> None:
-    """Import what a task needs; the imports above are the most of it, Ray's worker then keeps them."""
+    """Begin to import what a task needs late, so that it does not wait for it; returns at once."""
+    names = ("labd.research.stats", "labd.research.plots", "optuna.importance", "sklearn.ensemble")
+    threading.Thread(
+        target=lambda: [importlib.import_module(name) for name in names],
+        name="warm-up",
+        daemon=True,
+    ).start()

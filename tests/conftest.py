@@ -48,3 +48,9 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
 def _python_is_ours() -> None:
     assert Path(sys.executable).exists()
     os.environ.setdefault("PYTHONPATH", str(REPO))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that two processes end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    items.sort(key=lambda item: "test_kill" not in item.nodeid)

@@ -1,8 +1,11 @@
 """One run: whatever the command does, it ends as a value or as a reason, and nothing of it gets out."""
 
+import contextlib
 import json
 import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +271,45 @@ def test_a_tree_too_deep_for_recursion_and_closed_to_its_owner_is_removed(tmp_pa
     assert not top.exists()
     assert (outside / "kept").read_text() == "x"
     remove_tree(top)  # nothing there is fine
+
+
+def test_a_run_that_is_killed_from_outside_is_run_again_and_not_called_a_crash(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    slow = """
+        import json, time
+        time.sleep(1.5)
+        json.dump({"metrics": {"score": 1.0}}, open("/work/metrics.json", "w"))
+    """
+    template = load_template(
+        "slow", roots=[make_template(tmp_path / "t", "slow", experiment=slow).parent]
+    )
+    killed: list[int] = []
+
+    def kill_the_first() -> None:
+        mark = b"/inputs/template/experiment.py"
+        deadline = time.monotonic() + 20
+        while not killed and time.monotonic() < deadline:
+            for directory in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    words = (directory / "cmdline").read_bytes().split(b"\0")
+                    if mark in words and b"python" in words[0] and b"slow" not in words:
+                        os.kill(int(directory.name), signal.SIGKILL)
+                        killed.append(int(directory.name))
+                        break
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    run = run_one(
+        template,
+        Tools(sandbox),
+        name="trial-000",
+        params={"x": 0.5},
+        seed=1,
+        split="validation",
+        results_dir=tmp_path,
+    )
+    killer.join(20)
+    assert killed
+    assert (run.status, run.value) == (TrialStatus.OK, 1.0)

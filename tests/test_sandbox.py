@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import psutil
 import pytest
 
 from labd.errors import SandboxError, StorageError
@@ -855,7 +856,9 @@ def test_runs_at_the_same_time_do_not_meet(sandbox: Sandbox, tmp_path: Path) -> 
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(one, range(8)))
-    assert [result.output for result in results] == [f"{number}\n4\n" for number in range(8)]
+    seen = [result.output.split() for result in results]
+    assert [mine for mine, _ in seen] == [str(number) for number in range(8)]
+    assert all(int(processes) <= 4 for _, processes in seen)
 
 
 @pytest.fixture
@@ -1045,3 +1048,22 @@ def test_the_filter_decides_alike_on_both_machines(
 
 def test_an_unknown_machine_has_no_filter() -> None:
     assert seccomp.program("riscv64") is None
+
+
+def test_a_sandbox_that_somebody_kills_is_no_doing_of_its_command(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    def outer() -> list[psutil.Process]:
+        return [p for p in psutil.Process().children() if p.name() == "bwrap"]
+
+    def kill_the_outer_one() -> None:
+        wait_for(lambda: pids_with("labd-to-be-killed"), "the run")
+        (bwrap,) = outer()
+        bwrap.kill()
+
+    killer = threading.Thread(target=kill_the_outer_one)
+    killer.start()
+    command = ["sh", "-c", "sleep 30; echo labd-to-be-killed"]
+    result = sandbox.run(command, workdir=tmp_path, limits=QUICK)
+    killer.join(10)
+    assert (result.ending, result.exit_code) == (Ending.KILLED, None)

@@ -178,7 +178,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def warm_up() -> None:
-    """Import what every task needs, so that the first task does not wait for it."""
+    """Have the process import what every task needs, before the first task comes."""
     from labd import worker  # noqa: PLC0415
 
     worker.warm_up()

@@ -42,6 +42,11 @@ _THREAD_VARIABLES = (
 )
 
 
+_MAX_KILLED = 3
+_KILLED_PAUSE_S = 0.5
+"""Whoever kills all processes kills this one too within that time, and nothing is recorded."""
+
+
 class Cancelled(LabdError):
     """The work was called off from outside; what was under way is not recorded."""
 
@@ -95,6 +100,9 @@ def run_one(
 ) -> Run:
     """Run the template's command once and give what it measured, or why it measured nothing.
 
+    A run that somebody killed, the kernel short of memory perhaps, says nothing about the experiment:
+    it is run again, and counts as crashed only if that happens three times.
+
     Leaves ``runs/<name>/`` with `params.json`, `log.txt` and, of a good run, `metrics.json`. The
     run's own directory is removed when it has been read: it is of any size and holds anything.
 
@@ -108,9 +116,10 @@ def run_one(
         raise Cancelled("the task was cancelled")
     directory = results_dir / "runs" / name
     work = directory / "work"
-    try:
+
+    def once() -> SandboxResult:
         _prepare(directory, work, params)
-        result = tools.sandbox.run(
+        return tools.sandbox.run(
             fill_command(
                 template, params="/work/params.json", seed=seed, split=split, out_dir="/work"
             ),
@@ -122,16 +131,26 @@ def run_one(
             log=directory / "log.txt",
             cancelled=tools.cancelled,
         )
+
+    try:
+        result = once()
+        for _ in range(_MAX_KILLED - 1):
+            if not _was_killed(result):
+                break
+            tools.cancelled.wait(_KILLED_PAUSE_S)
+            result = once()
         if result.ending is Ending.CANCELLED:
             raise Cancelled("the task was cancelled", where=name)
         measured = _judge(result, template, work)
         if measured.raw is not None:
             write_atomic(directory / "metrics.json", measured.raw)
-        remove_tree(work)
     except OSError as error:
         raise StorageError(
             f"the run's files could not be written: {error.strerror}", where=str(directory)
         ) from error
+    finally:
+        # Also on a full disk: what the run left is what fills it.
+        remove_tree(work)
     return Run(
         name=name,
         params=dict(params),
@@ -207,6 +226,9 @@ def _judge(result: SandboxResult, template: Template, work: Path) -> _Measured:
         return _Measured(TrialStatus.TIMED_OUT, reason=reason)
     if result.ending in over:
         return _Measured(TrialStatus.LIMIT, reason=over[result.ending])
+    if result.ending is Ending.KILLED:
+        reason = f"its sandbox was killed from outside, {_MAX_KILLED} times"
+        return _Measured(TrialStatus.CRASHED, reason=reason)
     if result.exit_code != 0:
         return _Measured(TrialStatus.CRASHED, reason=_crash_reason(result))
     try:
@@ -216,6 +238,10 @@ def _judge(result: SandboxResult, template: Template, work: Path) -> _Measured:
     except _NoMetricError as error:
         return _Measured(TrialStatus.NO_METRIC, reason=str(error))
     return _Measured(TrialStatus.OK, value=value, curves=_curves(parsed.get("curves")), raw=raw)
+
+
+def _was_killed(result: SandboxResult) -> bool:
+    return result.ending is Ending.KILLED or result.exit_code == -signal.SIGKILL
 
 
 def _crash_reason(result: SandboxResult) -> str:

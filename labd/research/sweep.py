@@ -18,7 +18,6 @@ from typing import Any, Literal, Self
 from labd.errors import ConfigError, ResearchError, StorageError
 from labd.journal import Journal
 from labd.research.experiment import Cancelled, Tools, run_one
-from labd.research.plots import draw_figures
 from labd.research.provenance import fresh_provenance
 from labd.research.record import (
     Claim,
@@ -30,7 +29,6 @@ from labd.research.record import (
     Verdict,
 )
 from labd.research.search import BATCH_SIZE, Better, Observation, influence, propose
-from labd.research.stats import compare, no_candidate
 from labd.template import (
     MIN_CONFIRM_SEEDS,
     Param,
@@ -371,6 +369,8 @@ def _confirm(brief: Brief, lab: _Lab, best: Run | None, provenance: Provenance) 
 
 
 def _claim(brief: Brief, trials: Sequence[Run], best: Run | None, confirmed: _Confirmed) -> Claim:
+    from labd.research.stats import compare, no_candidate
+
     comparisons = max(1, len(trials))
     baseline = [run.value for run in confirmed.baseline if run.value is not None]
     if not any(run.value is not None for run in trials):
@@ -473,6 +473,8 @@ def _failure_notes(confirmed: _Confirmed) -> list[str]:
 
 
 def _with_figures(record: ResearchRecord, tools: Tools, results_dir: Path) -> ResearchRecord:
+    from labd.research.plots import draw_figures
+
     # Not journaled: drawing takes a second, and the files may have stayed behind on another machine.
     if tools.cancelled.is_set():
         raise Cancelled("the task was cancelled")

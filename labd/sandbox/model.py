@@ -78,6 +78,8 @@ class Ending(StrEnum):
     OUTPUT_LIMIT = "output_limit"
     DISK_LIMIT = "disk_limit"
     MEMORY_LIMIT = "memory_limit"
+    KILLED = "killed"
+    """Somebody outside killed the sandbox itself; the run says nothing about its command."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def supervise(
 
     Raises:
         StartFailed: the sandbox could not be set up.
-        SandboxError: a process would not die, or bubblewrap did not say how the run ended.
+        SandboxError: a process would not die.
         OSError: the log could not be written, or the working directory not be measured. The run is dead.
 
     """
@@ -76,6 +76,8 @@ def supervise(
         if ending is Ending.EXITED and output.total_bytes > 4 * limits.output_bytes:
             ending = Ending.OUTPUT_LIMIT
         exit_code = run.exit_code() if ending is Ending.EXITED else None
+        if ending is Ending.EXITED and exit_code is None:
+            ending = Ending.KILLED
     cpu_s = rusage.ru_utime + rusage.ru_stime
     return Seen(ending, exit_code, wall_s, cpu_s, meter.peak_memory_bytes)
 
@@ -217,14 +219,11 @@ class _Run:
         self._process.returncode = os.waitstatus_to_exitcode(status)
         return self._rusage
 
-    def exit_code(self) -> int:
-        """Give the command's exit code, negative for a signal, of a run that is over."""
+    def exit_code(self) -> int | None:
+        """Give the command's exit code, negative for a signal, of a run that is over; ``None`` if nobody was left to say it."""
         found = _EXIT.search(self._read_status())
         if found is None:
-            raise SandboxError(
-                f"bubblewrap ended with {self._process.returncode} and did not say how the run ended",
-                fix="Somebody may have killed it; run the task again",
-            )
+            return None
         code = int(found[1])
         return 128 - code if 128 < code <= 192 else code
 
