@@ -27,6 +27,7 @@ from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
 from labd.task import TaskSpec, parse_task
 from labd.template import load_template
 
+_FAILURE_PAUSE_S = 0.5
 _DEADLINE_SHARE = (
     0.8  # of the task's timeout, after which the search stops and the paper is written
 )
@@ -113,6 +114,7 @@ def _keep(job: dict[str, Any], outcome: dict[str, Any], log: Logger | None) -> d
 def _research(
     job: dict[str, Any], gpus: list[int], results: Path, log: Logger, clock: float
 ) -> dict[str, Any]:
+    _import_ahead()
     task = parse_task(job["task_text"].encode(), job["file_name"])
     spec = task.spec
     for warning in spec.warnings():
@@ -183,11 +185,11 @@ class _CappedSandbox:
         return self._box.run(argv, workdir=workdir, limits=capped, **rest)
 
 
-def warm_up() -> None:
-    """Begin to import what a task needs late, so that it does not wait for it; returns at once."""
+def _import_ahead() -> None:
+    """Begin to import what is needed late in a task, while its experiments run."""
     names = ("labd.research.stats", "labd.research.plots", "optuna.importance", "sklearn.ensemble")
     threading.Thread(
         target=lambda: [importlib.import_module(name) for name in names],
-        name="warm-up",
+        name="imports",
         daemon=True,
     ).start()

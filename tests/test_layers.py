@@ -28,7 +28,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "research": FILES | {"journal", "sandbox", "template"},
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "template", "research", "log"},
-    "engine": {"errors", "log", "worker"},
+    "engine": {"errors", "text", "log", "worker"},
     "daemon": FILES
     | {"task", "settings", "spool", "archive", "scheduler", "engine", "log", "template"},
     "lab": FILES | {"task", "settings", "spool", "archive", "template"},

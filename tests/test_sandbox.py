@@ -1057,13 +1057,13 @@ def test_a_sandbox_that_somebody_kills_is_no_doing_of_its_command(
         return [p for p in psutil.Process().children() if p.name() == "bwrap"]
 
     def kill_the_outer_one() -> None:
-        wait_for(lambda: pids_with("labd-to-be-killed"), "the run")
+        wait_for((tmp_path / "ready").exists, "the run")
         (bwrap,) = outer()
         bwrap.kill()
 
     killer = threading.Thread(target=kill_the_outer_one)
     killer.start()
-    command = ["sh", "-c", "sleep 30; echo labd-to-be-killed"]
+    command = ["sh", "-c", "touch ready; sleep 30"]
     result = sandbox.run(command, workdir=tmp_path, limits=QUICK)
     killer.join(10)
     assert (result.ending, result.exit_code) == (Ending.KILLED, None)

@@ -11,6 +11,7 @@ counts; all sockets are on the loopback only with RAY_ENABLE_WINDOWS_OR_OSX_CLUS
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,7 +23,10 @@ from typing import Any
 
 import psutil
 
+from labd.text import printable
+
 _NODES_EVERY_S = 2.0
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TEMP_ROOT = "/tmp"  # noqa: S108 - Ray's sockets need a short path; the directory below is 0700
 
 
@@ -119,11 +123,7 @@ class Driver:
             how, outcome, reason = "cancelled", None, "cancelled"
             self._rewarm()
         elif error is not None:
-            how, outcome, reason = (
-                "lost",
-                None,
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}",
-            )
+            how, outcome, reason = "lost", None, _reason(error)
             self._rewarm()
         else:
             outcome = future.result()
@@ -177,11 +177,18 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     return worker.run(job, [int(gpu) for gpu in ray.get_gpu_ids()])
 
 
-def warm_up() -> None:
-    """Have the process import what every task needs, before the first task comes."""
+def warm_up() -> str:
+    """Have a worker process import what every task needs, before the first task comes."""
     from labd import worker  # noqa: PLC0415
 
-    worker.warm_up()
+    return worker.__name__
+
+
+def _reason(error: BaseException) -> str:
+    # Ray colours its messages and puts the worker's own error in the last line.
+    lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    chosen = (lines or [""])[-1 if "TaskError" in type(error).__name__ else 0]
+    return printable(f"{type(error).__name__}: {chosen.strip()}", 300)
 
 
 def _cpus(nodes: list[dict[str, Any]]) -> int:
