@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 
 from labd.clock import print_duration
 from labd.errors import EngineError
@@ -73,13 +73,19 @@ def _watch(
     last = ""
     columns = (
         SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description:<12}"),
-        BarColumn(32),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.description}", table_column=Column(width=9, no_wrap=True)),
+        BarColumn(table_column=Column(width=20)),
+        TextColumn(
+            "{task.completed:g}/{task.total:g}", table_column=Column(width=7, no_wrap=True)
+        ),
+        TimeElapsedColumn(table_column=Column(width=7, no_wrap=True)),
+        TextColumn(
+            "{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+        ),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(
+        *columns, console=console, expand=True, disable=not console.is_terminal
+    ) as progress:
         waiting = progress.add_task("waiting", total=1, detail="for the engine to start")
         view = lab.find(task_id)
         for view in lab.wait_for(task_id):

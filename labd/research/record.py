@@ -163,12 +163,10 @@ def outcome_lines(record: ResearchRecord) -> list[str]:
     lines = [f"{trials}; {counts['runs']} runs in all; {metric.name}: {metric.better} is better"]
     if claim.baseline and claim.best and claim.difference is not None:
         low, high = claim.difference_low, claim.difference_high
-        between = (
-            "" if low is None or high is None else f", 95 % interval {low:+.4f} to {high:+.4f}"
-        )
+        between = "" if low is None or high is None else f" (95 %: {low:+.4f} to {high:+.4f})"
         lines.append(
-            f"test {metric.name} over {claim.best.n} fresh seeds: baseline {claim.baseline.mean:.4f}, "
-            f"best {claim.best.mean:.4f}, difference {claim.difference:+.4f}{between}"
+            f"{metric.name} on test, {claim.best.n} fresh seeds: {claim.baseline.mean:.4f} → "
+            f"{claim.best.mean:.4f}, difference {claim.difference:+.4f}{between}"
         )
     else:
         lines.append("nothing to compare with the baseline on the test split")
