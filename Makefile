@@ -32,6 +32,7 @@ test: setup ## run the tests
 	@$(BIN)/python -m pytest -q -n 2
 
 bench: setup ## measure, and print tables
+	@$(BIN)/python -m tests.bench.sandbox
 	@$(BIN)/python -m tests.bench.latency
 
 check: $(STAMP) ## lint, types, format

@@ -300,6 +300,32 @@ def doctor(*, as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command()
+def page(
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+) -> None:
+    """Serve the read-only status page; on the loopback only, until it asks who is there.
+
+    Examples:  labd page      labd page --port 8000
+    """
+    from labd.page import serve
+
+    if host not in {"127.0.0.1", "localhost", "::1"}:
+        raise typer.BadParameter(
+            "the page has no sign-in yet and listens on the loopback only", param_hint="--host"
+        )
+    lab = _lab()
+    _err(f"labd: the page is at http://{host}:{port}")
+    try:
+        serve(lab, host=host, port=port)
+    except OSError as error:
+        raise ConfigError(
+            f"the page can't listen on {host}:{port}: {error}", fix="Choose another --port"
+        ) from error
+
+
 # --- helpers
 
 

@@ -34,8 +34,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "lab": FILES | {"task", "settings", "spool", "archive", "template"},
     "doctor": GROUND | {"settings", "sandbox", "llm"},
     "watch": GROUND | {"lab", "task"},
-    "cli": GROUND | {"lab", "task", "settings", "daemon", "doctor", "watch", "log"},
-    "page": GROUND | {"lab", "task", "settings"},
+    "cli": GROUND | {"lab", "task", "settings", "daemon", "doctor", "watch", "log", "page"},
+    "page": GROUND | {"lab"},
 }
 
 
