@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup system-packages demo test bench check format clean
+.PHONY: help setup system-packages demo test torture bench check format clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -30,6 +30,9 @@ demo: setup ## run one small research task from a YAML file to a paper, with liv
 
 test: setup ## run the tests
 	@$(BIN)/python -m pytest -q -n 2
+
+torture: setup ## kill everything at forty random moments of the demo, instead of ten of a shorter one
+	@LABD_TORTURE=1 $(BIN)/python -m pytest -q -n 0 tests/test_kill.py
 
 bench: setup ## measure, and print tables
 	@$(BIN)/python -m tests.bench.sandbox

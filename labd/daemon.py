@@ -41,6 +41,7 @@ STATUS = "status.json"
 _BACKOFF_S = (1.0, 10.0, 60.0, 300.0)
 _FRUITLESS_STARTS = 10
 _STATUS_EVERY_S = 10.0
+_BAD_TICKS = 20
 
 
 @dataclass(slots=True)
@@ -99,6 +100,7 @@ class Daemon:
         self._status_at = 0.0
         self._next_scan = 0.0
         self._scan_again = False
+        self._bad_ticks = 0
 
     def run(self) -> int:
         """Work until told to stop (or, with `once`, until the spool is drained).
@@ -131,7 +133,7 @@ class Daemon:
             watcher.start()
             try:
                 while not self._stopping:
-                    self.tick()
+                    self._tick_or_tell()
                     if self._once and self._drained():
                         break
                     self._wake.wait(self._pause_s())
@@ -140,6 +142,18 @@ class Daemon:
                 watcher.stop()
                 self._stop()
         return 1 if self._once and (self._lab.failed or self._lab.reasons) else 0
+
+    def _tick_or_tell(self) -> None:
+        """Tick; what goes wrong unforeseen is told, with its trace, and tried again some times."""
+        try:
+            self.tick()
+        except Exception:
+            self._bad_ticks += 1
+            self._log.exception("tick.failed", in_a_row=self._bad_ticks)
+            if self._bad_ticks >= _BAD_TICKS:
+                raise
+        else:
+            self._bad_ticks = 0
 
     def tick(self) -> None:
         """Look, decide, act, once."""
@@ -176,7 +190,10 @@ class Daemon:
                 self._lab.ended.append((active, event))
             case Down():
                 self._lab.nodes = []
+                over = {active.task_id for active, _ in self._lab.ended}
                 for active in self._lab.active.values():
+                    if active.task_id in over:
+                        continue
                     lost = Ended(
                         active.task_id, active.attempt, "lost", None, "the engine ended under it"
                     )
@@ -185,8 +202,9 @@ class Daemon:
     def _follow_moves(self) -> None:
         """End what somebody moved out of running/, and what took too long."""
         now = time.monotonic()
+        over = {active.task_id for active, _ in self._lab.ended}
         for active in self._lab.active.values():
-            if active.leaving:
+            if active.leaving or active.task_id in over:
                 continue
             if not self._spool.holds(State.RUNNING, active.name):
                 active.leaving = "moved"
@@ -361,7 +379,13 @@ class Daemon:
                 continue
             if taken:
                 continue
-            history = self._archive.history(wanted_id)
+            try:
+                history = self._archive.history(wanted_id)
+            except JournalError as error:
+                self._say_once(
+                    wanted_id, "events.unreadable", task_id=wanted_id, reason=str(error)
+                )
+                continue
             again = number == 1 and history.sha256 == sha256 and history.ended is not State.DONE
             if again and not (history.ended is State.FAILED and history.attempt == 0):
                 return wanted, history

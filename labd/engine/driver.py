@@ -221,13 +221,13 @@ def _environment(options: Mapping[str, Any], *, embedded: bool) -> None:
     }
     if embedded:
         settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    token = Path(options["token_path"])
-    if embedded and not token.exists():
-        fd = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(secrets.token_hex(32))
-    if token.exists():
+        token = Path(options["token_path"])
+        if not token.exists():
+            fd = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(fd, "w") as file:
+                file.write(secrets.token_hex(32))
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    # How to get into a cluster that somebody else runs is for the environment to say.
     os.environ.update(settings)
 
 

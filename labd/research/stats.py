@@ -161,7 +161,7 @@ def _verdict(
     comparisons: int,
     alpha: float,
 ) -> tuple[Verdict, str]:
-    test = f"The p-value of Welch's test, corrected for {comparisons} candidates,"
+    test = f"The p-value of Welch's test, corrected for {comparisons} candidate{'' if comparisons == 1 else 's'},"
     if p_corrected >= alpha:
         return Verdict.NO_IMPROVEMENT, f"{test} is not below {alpha:g}."
     if (difference > 0) == (better == "higher"):
