@@ -17,7 +17,6 @@ from labd.errors import JournalError, MoveRefused, NotFound, TaskFileError
 from labd.settings import Home
 from labd.spool import Entry, Spool
 from labd.task import (
-    MAX_BYTES,
     State,
     TaskFile,
     check_name,
@@ -28,6 +27,7 @@ from labd.task import (
 )
 from labd.template import check_template
 from labd.text import printable
+from labd.yamlfile import MAX_BYTES
 
 _STALE_S = 30.0
 _TAIL_BYTES = 64 * 1024

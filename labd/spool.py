@@ -8,7 +8,6 @@ import logging
 import os
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from watchdog.observers import Observer
 
 from labd.errors import Busy, MoveRefused, StorageError, TaskFileError
 from labd.files import locked, open_for_writing_elsewhere, rename_durable, write_atomic
-from labd.task import MAX_BYTES, SUFFIXES, State, is_task_name, numbered, task_id
+from labd.task import SUFFIXES, State, is_task_name, numbered, task_id
 from labd.text import printable
+from labd.yamlfile import MAX_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +282,3 @@ def _not_readable(path: Path, error: OSError) -> str:
     if path.is_symlink():
         return "it is a symbolic link; copy the file itself"
     return f"it can't be read: {error.strerror}"
-
-
-def age_s(entry: Entry) -> float:
-    """Give how long ago the file was last written, by the wall clock; never below zero."""
-    return max(0.0, time.time() - entry.mtime_ns / 1e9)

@@ -19,7 +19,7 @@ from pydantic import (
 from labd.clock import parse_duration
 from labd.errors import TaskFileError
 from labd.text import printable
-from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
+from labd.yamlfile import InvalidFile, check, load_yaml
 
 SUFFIXES = (".yaml", ".yml")
 MAX_ID_BYTES = 250
@@ -164,8 +164,3 @@ def numbered(name: str, number: int) -> str:
     tail = f"-{number}{path.suffix}"
     stem = path.stem.encode()[: 255 - len(tail.encode())].decode(errors="ignore")
     return stem + tail
-
-
-__all__ = [
-    "MAX_BYTES", "State", "TaskFile", "TaskSpec", "is_task_name", "name_problem", "numbered", "parse_task", "task_id",
-]  # fmt: skip

@@ -1,7 +1,5 @@
 """Fixtures for all tests. A `home` is a whole lab in a directory of its own."""
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,12 +40,6 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
     yield start
     for process in started:
         process.kill_everything()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _python_is_ours() -> None:
-    assert Path(sys.executable).exists()
-    os.environ.setdefault("PYTHONPATH", str(REPO))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
