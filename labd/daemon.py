@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from labd.archive import Archive, History
+from labd.archive import JOURNAL, Archive, History
 from labd.clock import print_duration, to_iso, utc_now
 from labd.engine.client import Engine
 from labd.engine.types import Down, Ended, Event, Job, NodeInfo, Nodes, Ready
@@ -79,7 +79,6 @@ class Lab:
     nodes: list[NodeInfo] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     failed: int = 0
-    finished: int = 0
     said: set[str] = field(default_factory=set)
 
 
@@ -98,7 +97,6 @@ class Daemon:
         self._dashboard_url = ""
         self._last_status: dict[str, Any] = {}
         self._status_at = 0.0
-        self._next_scan = 0.0
         self._scan_again = False
         self._bad_ticks = 0
 
@@ -190,7 +188,7 @@ class Daemon:
                 self._lab.ended.append((active, event))
             case Down():
                 self._lab.nodes = []
-                over = {active.task_id for active, _ in self._lab.ended}
+                over = self._over()
                 for active in self._lab.active.values():
                     if active.task_id in over:
                         continue
@@ -202,7 +200,7 @@ class Daemon:
     def _follow_moves(self) -> None:
         """End what somebody moved out of running/, and what took too long."""
         now = time.monotonic()
-        over = {active.task_id for active, _ in self._lab.ended}
+        over = self._over()
         for active in self._lab.active.values():
             if active.leaving or active.task_id in over:
                 continue
@@ -287,9 +285,13 @@ class Daemon:
         made.reasons.update(reasons)
         return made
 
+    def _over(self) -> set[str]:
+        """Give the tasks whose attempt has ended and whose end is not on record yet."""
+        return {active.task_id for active, _ in self._lab.ended}
+
     def _running(self) -> list[Running]:
         # What has ended holds nothing, also while its end can't be recorded yet.
-        over = {active.task_id for active, _ in self._lab.ended}
+        over = self._over()
         active = self._lab.active.values()
         return [Running(a.task_id, a.node_id, a.demand) for a in active if a.task_id not in over]
 
@@ -457,13 +459,7 @@ class Daemon:
             )
         elif ended.how == "returned" and ended.outcome is not None:
             state = State.DONE if ended.outcome["outcome"] == "done" else State.FAILED
-            keep = ("error", "summary", "wall_s", "gpu_s", "tokens")
-            self._finish(
-                active,
-                state,
-                facts
-                | {key: ended.outcome[key] for key in keep if ended.outcome.get(key) is not None},
-            )
+            self._finish(active, state, facts | _kept(ended.outcome))
         else:
             self._lost(active, ended.reason)
 
@@ -479,7 +475,6 @@ class Daemon:
             self._archive.write_result(active.task_id, result)
         self._archive.record(active.task_id, state.value, **facts)
         self._move_decided(active.name, state)
-        self._lab.finished += 1
         self._lab.failed += state is State.FAILED
         say = self._log.info if state is State.DONE else self._log.error
         message = error["message"] if error else None
@@ -570,9 +565,7 @@ class Daemon:
         result = self._archive.result(entry.id)
         if history.attempt and result is not None and result.get("attempt") == history.attempt:
             state = State.DONE if result.get("outcome") == "done" else State.FAILED
-            keep = ("error", "summary", "wall_s", "gpu_s", "tokens")
-            facts = {key: result[key] for key in keep if result.get(key) is not None}
-            self._archive.record(entry.id, state.value, attempt=history.attempt, **facts)
+            self._archive.record(entry.id, state.value, attempt=history.attempt, **_kept(result))
             self._spool.move(entry.name, State.RUNNING, state)
             self._log.info("task.rolled_forward", task_id=entry.id, state=state.value)
             return
@@ -605,7 +598,7 @@ class Daemon:
 
     def _journal_lines(self, task_id_: str) -> int:
         try:
-            with (self._archive.directory(task_id_) / "journal.jsonl").open("rb") as file:
+            with (self._archive.directory(task_id_) / JOURNAL).open("rb") as file:
                 return sum(1 for _ in file)
         except OSError:
             return 0
@@ -690,6 +683,12 @@ class Daemon:
 
 def _error(code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message, "retryable": False}
+
+
+def _kept(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the part of a worker's outcome that goes into the event of the task's end."""
+    keys = ("error", "summary", "wall_s", "gpu_s", "tokens")
+    return {key: outcome[key] for key in keys if outcome.get(key) is not None}
 
 
 def _fruitless(history: History) -> bool:
