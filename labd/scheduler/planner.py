@@ -1,0 +1,133 @@
+"""One plan in the making: order, fit, and the nodes that are kept free."""
+
+import heapq
+import math
+from collections.abc import Sequence
+
+from labd.scheduler.model import Backlog, Demand, Running, Snapshot, Start, Waiting, age
+from labd.scheduler.rooms import Room, can_hold, rooms_of, soonest
+from labd.scheduler.shares import Shares
+
+
+class Planner:
+    """One plan in the making: what is left on each node, for whom nodes are kept, who has how much."""
+
+    def __init__(self, snapshot: Snapshot, max_starts: int) -> None:
+        self.snapshot, self.max_starts = snapshot, max_starts
+        self.rooms = rooms_of(snapshot.nodes, snapshot.running)
+        self.shares = Shares(snapshot.nodes, snapshot.running, snapshot.usage)
+        self.kept: dict[str, Waiting] = {}
+        self.starts: list[Start] = []
+        self.started: dict[str, Running] = {}
+        self._failed: set[Demand] = set()  # rooms only shrink: what failed once fails again
+
+    def run(self) -> None:
+        """Fill the nodes, priority by priority."""
+        smallest = _smallest(self.snapshot.backlog)
+        for priority in self.snapshot.backlog.priorities():
+            self._keep_promises(priority)
+            self._keep_for_the_big(priority, smallest[priority])
+            self._fill(priority)
+
+    def _keep_promises(self, priority: int) -> None:
+        """Start each task that a node is kept for where it fits, or keep the node on."""
+        backlog, reserved = self.snapshot.backlog, self.snapshot.reserved
+        promised = [task for key in reserved if (task := backlog.get(key))]
+        mine = (t for t in promised if t.priority == priority and backlog.is_head(t))
+        for task in sorted(mine, key=age):
+            node_id = self.snapshot.reserved[task.key]
+            if self._start(task):
+                continue
+            free = node_id in self.rooms and node_id not in self.kept
+            if free and can_hold(self.rooms[node_id].node, task.demand):
+                self.kept[node_id] = task
+
+    def _keep_for_the_big(self, priority: int, smallest: Demand) -> None:
+        """Keep a node for the first task of each size that has waited too long and that smaller ones pass."""
+        due = self.snapshot.now_s - self.snapshot.reserve_after_s
+        first: list[Waiting] = []
+        for size, owners in self.snapshot.backlog.sizes(priority).items():
+            passable = size.num_cpus > smallest.num_cpus or size.num_gpus > smallest.num_gpus
+            if passable and self._place(size) is None:
+                heads = [head for line in owners.values() for head in self._head(line)]
+                if any(head.seen_s <= due for head in heads):
+                    first.append(min(heads, key=self._order))
+        for task in sorted(first, key=self._order):
+            if all(task.key != kept.key for kept in self.kept.values()):
+                self._keep(task)
+
+    def _keep(self, task: Waiting) -> None:
+        able = [
+            room
+            for node_id, room in self.rooms.items()
+            if node_id not in self.kept and can_hold(room.node, task.demand)
+        ]
+        if able:
+            self.kept[soonest(able, task.demand).node.id] = task
+
+    def _fill(self, priority: int) -> None:
+        """Start what fits, the owner with the least share first, until nothing does."""
+        heap = [
+            (*self._order(line[0]), 0, line)
+            for size, owners in self.snapshot.backlog.sizes(priority).items()
+            if self._place(size) is not None
+            for line in owners.values()
+        ]
+        heapq.heapify(heap)
+        while heap:
+            share, _since, _key, index, line = heap[0]
+            task = line[index]
+            if share < self.shares.of(task.owner):  # it was given something since
+                heapq.heapreplace(heap, (*self._order(task), index, line))
+            elif not (task.key in self.started or self._start(task)) or index + 1 == len(line):
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (*self._order(line[index + 1]), index + 1, line))
+
+    def _start(self, task: Waiting) -> bool:
+        place = None if len(self.starts) >= self.max_starts else self._place(task.demand)
+        if place is None:
+            return False
+        room, gpus = place
+        room.take(task.demand, gpus)
+        self.shares.take(task.owner, task.demand)
+        self.starts.append(Start(task.key, room.node.id, gpus))
+        self.started[task.key] = Running(task.key, room.node.id, task.demand, task.owner, gpus)
+        return True
+
+    def _place(self, demand: Demand) -> tuple[Room, tuple[int, ...]] | None:
+        if demand in self._failed:
+            return None
+        fitting = []
+        for node_id, room in self.rooms.items():
+            gpus, kept = room.fit(demand), self.kept.get(node_id)
+            if gpus is not None and (kept is None or room.spares(demand, gpus, kept.demand)):
+                fitting.append((room, gpus))
+        if not fitting:
+            self._failed.add(demand)
+            return None
+        return min(fitting, key=lambda place: _preference(place[0], demand))
+
+    def _head(self, line: Sequence[Waiting]) -> list[Waiting]:
+        """Give the oldest of a class that is not started yet, if there is one."""
+        return [task for task in line[:2] if task.key not in self.started][:1]
+
+    def _order(self, task: Waiting) -> tuple[float, int, str]:
+        return (self.shares.of(task.owner), task.since_ns, task.key)
+
+
+def _preference(room: Room, demand: Demand) -> tuple[float, float, str]:
+    # Keep GPU machines free for GPU tasks; else fill the fullest, so that big requests find room.
+    first = sum(room.gpus.values()) if demand.num_gpus else room.node.num_gpus
+    return (first, room.cpus, room.node.id)
+
+
+def _smallest(backlog: Backlog) -> dict[int, Demand]:
+    """Give the least CPUs and the least GPUs that any task of this priority or below asks for, by priority."""
+    cpus = gpus = math.inf
+    least: dict[int, Demand] = {}
+    for priority in reversed(backlog.priorities()):
+        for demand in backlog.sizes(priority):
+            cpus, gpus = min(cpus, demand.num_cpus), min(gpus, demand.num_gpus)
+        least[priority] = Demand(cpus, gpus)
+    return least
