@@ -1,6 +1,8 @@
 """structlog, set up for the daemon, the engine and the workers: JSON lines, or readable on a terminal."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,14 @@ def stderr_logger(*, level: str = "info") -> Logger:
     return _logger(structlog.WriteLogger(sys.stderr), processors, level)
 
 
-def file_logger(path: Path) -> Logger:
-    """Give a logger that appends JSON lines to `path`; it falls silent, having said so, at 16 MiB."""
-    return _logger(_CappedFile(path), [*_shared(), structlog.processors.JSONRenderer()], "debug")
+@contextmanager
+def file_logger(path: Path) -> Iterator[Logger]:
+    """Give a logger that appends JSON lines to `path` while the block runs; it falls silent, having said so, at 16 MiB."""
+    target = _CappedFile(path)
+    try:
+        yield _logger(target, [*_shared(), structlog.processors.JSONRenderer()], "debug")
+    finally:
+        target.close()
 
 
 def _logger(target: object, processors: list[Any], level: str) -> Logger:
@@ -64,3 +71,6 @@ class _CappedFile:
         self._file.write(line)
 
     debug = info = warning = error = critical = msg
+
+    def close(self) -> None:
+        self._file.close()

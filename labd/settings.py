@@ -1,6 +1,7 @@
 """The settings: `config/labd.yaml` under the home, read once, and every path derived from the home."""
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,6 +40,8 @@ class SandboxSettings(_Part):
     disk_bytes: Annotated[int, Field(ge=2**20)] = 2 * 2**30
     output_bytes: Annotated[int, Field(ge=4096)] = 8 * 2**20
     allow_missing: frozenset[str] = frozenset()
+    allow_network: bool = False
+    """Whether a command may ask for the network with `network: true`."""
 
 
 class EndpointSettings(_Part):
@@ -63,11 +66,18 @@ class Settings(_Part):
     spool: str = "spool"
     results: str = "results"
     templates: str = "config/templates"
+    inputs: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$")], ...],
+        Field(max_length=100),
+    ] = ("data",)
+    """Directories, from the home or absolute, below which commands may name their `workdir` and `inputs`."""
     rescan: Seconds = 5.0
     """How often the directories are looked at without being told of a change."""
     settle: Seconds = 2.0
     """How long a file must be still where the kernel can't say whether it is being written."""
     default_timeout: Seconds = 4 * 3600.0
+    reserve_after: Seconds = 600.0
+    """A request that waited longer than this for room gets room kept free for it."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
     """Nothing is claimed while results/ has less free space than this."""
     ray: RaySettings = RaySettings()
@@ -84,6 +94,19 @@ class Home:
         self.spool = root / settings.spool
         self.results = root / settings.results
         self.templates = root / settings.templates
+
+    @cached_property
+    def inputs(self) -> tuple[Path, ...]:
+        """Where commands may name files: the directories of the setting, links resolved; some may not exist."""
+        return tuple((self.root / name).resolve() for name in self.settings.inputs)
+
+    @cached_property
+    def forbidden(self) -> tuple[Path, ...]:
+        """What no command may name, nor a directory around it: spool, results and settings, links resolved.
+
+        One place inside is let through by `labd.command`: below a single task's results.
+        """
+        return tuple(path.resolve() for path in (self.spool, self.results, self.root / "config"))
 
     @property
     def run_dir(self) -> Path:

@@ -1,22 +1,31 @@
 """A task: what a task file may say, and the states that its directory gives it. Pure."""
 
 import hashlib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import PurePath
-from typing import Annotated, Literal
+from pathlib import PurePath, PurePosixPath
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
+    ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from labd.clock import parse_duration
+from labd.clock import from_iso, parse_duration, to_iso
 from labd.errors import TaskFileError
 from labd.text import printable
 from labd.yamlfile import InvalidFile, check, load_yaml
@@ -46,6 +55,137 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f
 WholeNumber = Annotated[int, Field(strict=True)]
 Amount = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
+MAX_TEXT_BYTES = 60_000
+"""Of one text of a command; the kernel takes 131,071 bytes at most. Source: execve(2), MAX_ARG_STRLEN."""
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+# A shell, which starts a command, gives these a meaning of its own or will not have them set.
+_SHELLS_OWN = re.compile(r"_|IFS|OPTIND|PPID|E?UID|GROUPS|LINENO|PS4|ENV|SHELLOPTS|BASH.*")
+_LABEL = re.compile(r"[A-Za-z0-9._/:-]{1,100}")
+_INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_ONLY_RESEARCH = ("template", "researcher", "model", "num_ideas", "max_runs", "num_seeds")
+_ONLY_COMMAND = ("run", "env", "workdir", "inputs", "outputs", "network")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        msg = "a text, in quotes where YAML would read a number or true"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a message
+    if "\0" in value or len(value.encode()) > MAX_TEXT_BYTES:
+        msg = f"a text without NUL, of at most {MAX_TEXT_BYTES} bytes"
+        raise ValueError(msg)
+    return value
+
+
+def _words(value: object) -> object:
+    """One text where a list of texts is wanted is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def _matching(pattern: re.Pattern[str], wanted: str) -> Callable[[str], str]:
+    def fits(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(wanted)
+        return value
+
+    return fits
+
+
+def _variable(name: str) -> str:
+    if name.startswith("LABD_") or name == "CUDA_VISIBLE_DEVICES":
+        msg = "another name: labd sets this variable itself"
+        raise ValueError(msg)
+    if _SHELLS_OWN.fullmatch(name):
+        msg = "another name: this variable is the shell's own"
+        raise ValueError(msg)
+    return name
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/") or len(value.encode()) > 4095:
+        msg = "an absolute path, such as /data/mnist"
+        raise ValueError(msg)
+    return value
+
+
+def _glob(value: str) -> str:
+    path = PurePosixPath(value)
+    if not path.parts or path.is_absolute() or ".." in path.parts or len(value) > 1000:
+        msg = "a relative pattern without .., such as `checkpoints/*.pt` or `**/*.csv`"
+        raise ValueError(msg)
+    return value
+
+
+def _task_reference(value: str) -> str:
+    name = value if value.endswith(SUFFIXES) else value + SUFFIXES[0]
+    if "/" in name or not is_task_name(name) or name_problem(name):
+        msg = "a task's id, such as `train` or `train.yaml`"
+        raise ValueError(msg)
+    return task_id(name)
+
+
+def _some(most: int) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    def fits(values: tuple[str, ...]) -> tuple[str, ...]:
+        if not 1 <= len(values) <= most or not values[0].strip():
+            msg = f"a list of one to {most} texts, the first not empty"
+            raise ValueError(msg)
+        return values
+
+    return fits
+
+
+def _program(values: tuple[str, ...]) -> tuple[str, ...]:
+    if values[0].startswith("-"):
+        msg = "a program as the first word, without - in front"
+        raise ValueError(msg)
+    return values
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _moment(value: object) -> datetime:
+    wanted = "a time with its zone, such as 2026-11-23T08:00:00+09:00 or 2026-11-22T23:00:00Z"
+    if not isinstance(value, str):
+        raise ValueError(wanted)  # noqa: TRY004 - pydantic turns only ValueError into a message
+    try:
+        naive = datetime.fromisoformat(value).tzinfo is None
+        moment = None if naive else from_iso(value).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(wanted) from error
+    if moment is None:
+        msg = f"{wanted}: this one has no zone"
+        raise ValueError(msg)
+    return moment
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        msg = "true or false"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a message
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Line = Annotated[Text, AfterValidator(_matching(re.compile(r"(?s).*\S.*"), "a command"))]
+Words = Annotated[tuple[Text, ...], AfterValidator(_some(1000)), AfterValidator(_program)]
+Variable = Annotated[
+    str,
+    AfterValidator(
+        _matching(_VARIABLE, "a variable's name: letters, digits and _, no digit first")
+    ),
+    AfterValidator(_variable),
+]
+HostPath = Annotated[Text, AfterValidator(_absolute)]
+InputName = Annotated[
+    str, AfterValidator(_matching(_INPUT_NAME, "a name of letters, digits, . _ and -"))
+]
+Label = Annotated[
+    Text, AfterValidator(_matching(_LABEL, "a label of letters, digits and . _ - / :, up to 100"))
+]
+Glob = Annotated[Text, AfterValidator(_glob)]
+Reference = Annotated[Text, AfterValidator(_task_reference)]
+
 
 class TaskSpec(BaseModel):
     """What a task file says. Nothing in it can set the task's id, its paths or its trust."""
@@ -60,24 +200,76 @@ class TaskSpec(BaseModel):
     num_ideas: Annotated[WholeNumber, Field(ge=1, le=1000)] | None = None
     max_runs: Annotated[WholeNumber, Field(ge=1, le=100_000)] | None = None
     num_seeds: Annotated[WholeNumber, Field(ge=10, le=1000)] | None = None
+    run: (
+        Annotated[
+            Annotated[Line, Tag("a text")] | Annotated[Words, Tag("a list")],
+            Discriminator(lambda value: "a list" if isinstance(value, list | tuple) else "a text"),
+        ]
+        | None
+    ) = None
+    """What a command runs: a text for ``sh -c``, or a program and its arguments. ``None`` in other kinds only."""
+    env: Annotated[dict[Variable, Text], Field(max_length=200)] = Field(default_factory=dict)
+    workdir: HostPath | None = None
+    inputs: Annotated[dict[InputName, HostPath], Field(max_length=50)] = Field(
+        default_factory=dict
+    )
+    """Places of the host by name; a command sees each at ``/inputs/<name>``, read-only."""
+    outputs: Annotated[tuple[Glob, ...], BeforeValidator(_words), AfterValidator(_some(100))] = (
+        "**",
+    )
+    """Patterns of what is kept of a command's files. The default keeps all."""
+    network: Annotated[bool, BeforeValidator(_switch)] = False
     seed: Annotated[WholeNumber, Field(ge=0, lt=2**31)] = 0
     priority: Annotated[WholeNumber, Field(ge=-1000, le=1000)] = 0
     timeout: Seconds | None = None
     max_retries: Annotated[WholeNumber, Field(ge=0, le=100)] = 2
     num_gpus: Annotated[Amount, Field(ge=0, le=1024)] = 0.0
     num_cpus: Annotated[Amount, Field(gt=0, le=4096)] = 1.0
+    labels: Annotated[
+        tuple[Label, ...],
+        BeforeValidator(_words),
+        Field(max_length=20),
+        AfterValidator(_distinct),
+    ] = ()
+    after: Annotated[
+        tuple[Reference, ...],
+        BeforeValidator(_words),
+        Field(max_length=100),
+        AfterValidator(_distinct),
+    ] = ()
+    """Ids of tasks that have to be done before this one starts."""
+    not_before: Annotated[datetime, BeforeValidator(_moment), PlainSerializer(to_iso)] | None = (
+        None
+    )
+    """In UTC."""
 
     @field_validator("kind", "researcher")
     @classmethod
     def _is_built(cls, value: str | None) -> str | None:
-        if value in {"command", "prompts", "llm"}:
-            msg = f"research or sweep: {value} is a word of the task file, but not built yet in this version"
+        built = {"prompts": "research or command", "llm": "sweep"}.get(value or "")
+        if built:
+            msg = f"{built}: {value} is a word of the task file, but not built yet in this version"
+            raise ValueError(msg)
+        return value
+
+    @field_validator(*_ONLY_RESEARCH, *_ONLY_COMMAND, mode="before")
+    @classmethod
+    def _belongs_to_kind(cls, value: object, info: ValidationInfo) -> object:
+        # Runs only for keys that the file has; `kind` comes first in the model, so it is known here.
+        key, kind = str(info.field_name), info.data.get("kind")
+        if kind == "command" and key in _ONLY_RESEARCH:
+            msg = f"no {key} in a command: it belongs to kind: research"
+            raise ValueError(msg)
+        if kind == "research" and key in _ONLY_COMMAND:
+            msg = f"kind: command beside it: a research task has no {key}"
             raise ValueError(msg)
         return value
 
     @model_validator(mode="after")
     def _whole_task(self) -> "TaskSpec":
-        if self.template is None:
+        if self.kind == "command" and self.run is None:
+            raise _at("kind", self.kind, "a key `run` beside it, such as `run: python3 train.py`")
+        if self.kind == "research" and self.template is None:
             msg = "a template for a research task, such as `template: digits`"
             raise ValueError(msg)
         return self
@@ -92,11 +284,23 @@ class TaskSpec(BaseModel):
 
     def warnings(self) -> list[str]:
         """Say which keys have no effect in this task."""
+        if self.kind == "command":
+            return ["seed: has no effect in a command"] if "seed" in self.model_fields_set else []
         ignored = [name for name in ("model", "num_ideas") if getattr(self, name) is not None]
         return [
             f"{name}: has no effect with researcher: sweep, which uses no model"
             for name in ignored
         ]
+
+
+def _at(key: str, found: Any, wanted: str) -> ValidationError:
+    """Make an error of the whole file that is told at the place of one of its keys."""
+    detail = InitErrorDetails(
+        type=PydanticCustomError("value_error", "{wanted}", {"wanted": wanted}),
+        loc=(key,),
+        input=found,
+    )
+    return ValidationError.from_exception_data("task", [detail])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,39 +1,63 @@
-"""One attempt at a task, on the node that runs it: builds the tools, does the research, writes the result.
+"""One attempt at a task, on the node that runs it: builds the tools, does the work, writes the result.
 
-Called by the engine in a Ray worker process; runs as well without Ray. Knows the sandbox, the journal
-and research; nothing of the spool or of Ray.
+Called by the engine in a Ray worker process; runs as well without Ray. Knows the sandbox, the journal,
+commands and research; nothing of the spool or of Ray. What research needs takes half a second to import,
+so that is done by the first research task of a process only.
 """
 
+import atexit
+import functools
 import importlib
 import shutil
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labd.archive import JOURNAL, LOG, Archive
 from labd.clock import to_iso, utc_now
-from labd.errors import LabdError, StorageError
+from labd.command.places import Fence
+from labd.command.run import Attempt, Report, left_in, limits_of, run_command
+from labd.errors import ConfigError, LabdError, SandboxError, StorageError, TaskFileError
+from labd.files import JsonLines
 from labd.journal import Journal
 from labd.log import Logger, file_logger
-from labd.research.experiment import Tools
-from labd.research.paper import write_paper
-from labd.research.record import outcome_lines
-from labd.research.sweep import Brief, run_sweep
-from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
-from labd.task import TaskSpec, parse_task
-from labd.template import load_template
+from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig, SandboxResult
+from labd.task import TaskFile, TaskSpec, parse_task
+from labd.template import Template, load_template
+
+if TYPE_CHECKING:
+    from labd.research.sweep import Brief
 
 _FAILURE_PAUSE_S = 0.5
 _DEADLINE_SHARE = (
     0.8  # of the task's timeout, after which the search stops and the paper is written
 )
 
+AHEAD = ".ahead"
+"""Below the results: where sandboxes that wait for a command have their directories."""
 
-def run(job: dict[str, Any], gpus: list[int]) -> dict[str, Any]:
+OnStep = Callable[[str, bool], None]
+"""Gets the key of each step of a journal, and whether it was replayed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Did:
+    """What an attempt came to."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """For the result beside what every attempt has."""
+    error: Mapping[str, Any] | None = None
+    disturbed: bool = False
+    """Something that it had started may have been killed from outside."""
+
+
+def run(
+    job: Mapping[str, Any], gpus: Sequence[int], on_step: OnStep | None = None
+) -> dict[str, Any]:
     """Do the attempt; give its outcome: ``attempt``, ``outcome`` (done or failed), ``error``, ``summary``.
 
     Never raises for what the task, its template or the disk did; such things are a failed outcome
@@ -41,82 +65,182 @@ def run(job: dict[str, Any], gpus: list[int]) -> dict[str, Any]:
     """
     started = utc_now()
     clock = time.monotonic()
-    results = Path(job["results_dir"])
-    outcome: dict[str, Any] = {
-        "task_id": job["task_id"],
-        "attempt": job["attempt"],
-        "outcome": "failed",
-    }
-    log: Logger | None = None
-    try:
-        log = file_logger(results / LOG).bind(task_id=job["task_id"], attempt=job["attempt"])
-        log.info("attempt.started", node=job["node_id"], gpus=gpus)
-        outcome |= _research(job, gpus, results, log, clock) | {"outcome": "done", "error": None}
-    except LabdError as error:
-        outcome["error"] = {
-            "code": error.code,
-            "message": str(error),
-            "retryable": error.retryable,
-        }
-    except OSError as error:
-        outcome["error"] = {
-            "code": "storage",
-            "message": f"{error.strerror}: {error.filename}",
-            "retryable": True,
-        }
-    except Exception as error:  # noqa: BLE001 - the worker's one border: a fault of ours is an outcome, with its trace
-        message = f"a fault in labd: {type(error).__name__}: {error}"
-        outcome["error"] = {
-            "code": "bug",
-            "message": message,
-            "retryable": False,
-            "traceback": traceback.format_exc(),
-        }
-    if outcome["outcome"] == "failed":
+    did = _guarded(lambda: _attempt(job, gpus, on_step, clock))
+    if did.disturbed:
         # A killed helper process may be the first sign of everything being killed: then this process
         # does not live to put a failure on record that the task has nothing to do with.
         time.sleep(_FAILURE_PAUSE_S)
-    outcome |= {
+    wall_s = time.monotonic() - clock
+    outcome: dict[str, Any] = {
+        "task_id": job["task_id"],
+        "attempt": job["attempt"],
+        "outcome": "failed" if did.error else "done",
+        "error": did.error,
+        **did.facts,
         "started_at": to_iso(started),
         "finished_at": to_iso(utc_now()),
-        "wall_s": round(time.monotonic() - clock, 3),
-        "gpu_s": round((time.monotonic() - clock) * job["num_gpus"], 3),
+        "wall_s": round(wall_s, 3),
+        "gpu_s": round(wall_s * job["num_gpus"], 3),
         "tokens": 0,
     }
-    return _keep(job, outcome, log)
+    return _keep(job, outcome)
 
 
-def _keep(job: dict[str, Any], outcome: dict[str, Any], log: Logger | None) -> dict[str, Any]:
-    research = outcome.pop("research", None)
-    whole = {**outcome, **({"research": research} if research else {})}
-    archive = Archive(Path(job["results_dir"]).parent)
+@dataclass(slots=True)
+class _Kept:
+    """What this process keeps from one attempt to the next."""
+
+    ahead: Ahead | None = None
+
+
+_kept = _Kept()
+
+
+def warm_up(config: Mapping[str, Any]) -> None:
+    """Do in advance, once for the process, what commands would wait for: imports, the sandbox's trial, a first sandbox.
+
+    Args:
+        config: ``results`` (the directory of all results, on this machine) and ``sandbox``, as in a job.
+
+    """
+    if _kept.ahead is not None:
+        return
+    settings = config["sandbox"]
+    sandbox = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
+    sandbox.gaps()
+    # Time and room on the disk are each run's own; a sandbox that waits has only the other limits.
+    limits = limits_of(settings, wall_s=1.0, room_bytes=settings["disk_bytes"])
+    _kept.ahead = Ahead(sandbox, Path(config["results"]) / AHEAD, limits=limits)
+    _kept.ahead.prime()
+    atexit.register(_kept.ahead.close)
+
+
+def _guarded(work: Callable[[], _Did], *, started: bool = False) -> _Did:
+    """Give what the work came to, its errors as data. `started`: it starts helpers that somebody may kill."""
     try:
-        archive.write_result(job["task_id"], whole)
-    except StorageError as error:
-        if outcome["outcome"] == "done":
-            outcome |= {
-                "outcome": "failed",
-                "error": {"code": error.code, "message": str(error), "retryable": True},
-            }
-    if log is not None:
+        return work()
+    except LabdError as error:
+        told = {"code": error.code, "message": str(error), "retryable": error.retryable}
+        idle = isinstance(error, TaskFileError | ConfigError)
+        disturbed = isinstance(error, SandboxError) or (started and not idle)
+        return _Did(error=told, disturbed=disturbed)
+    except OSError as error:
+        message = f"{error.strerror}: {error.filename}"
+        told = {"code": "storage", "message": message, "retryable": True}
+        return _Did(error=told, disturbed=started)
+    except Exception as error:  # noqa: BLE001 - the worker's one border: a fault of ours is an outcome, with its trace
+        told = {
+            "code": "bug",
+            "message": f"a fault in labd: {type(error).__name__}: {error}",
+            "retryable": False,
+            "traceback": traceback.format_exc(),
+        }
+        return _Did(error=told, disturbed=started)
+
+
+def _attempt(
+    job: Mapping[str, Any], gpus: Sequence[int], on_step: OnStep | None, clock: float
+) -> _Did:
+    task = parse_task(job["task_text"].encode(), job["file_name"])
+    if task.spec.kind == "command":
+        return _command(job, task, gpus)
+    with file_logger(Path(job["results_dir"]) / LOG) as plain:
+        log = plain.bind(task_id=job["task_id"], attempt=job["attempt"])
+        log.info("attempt.started", node=job["node_id"], gpus=list(gpus))
+        did = _guarded(
+            lambda: _Did(_research(job, task, gpus, log, on_step=on_step, clock=clock)),
+            started=True,
+        )
         try:
             log.info(
                 "attempt.finished",
-                outcome=outcome["outcome"],
-                error=outcome["error"],
-                wall_s=outcome["wall_s"],
+                outcome="failed" if did.error else "done",
+                error=did.error,
+                wall_s=round(time.monotonic() - clock, 3),
             )
         except OSError as error:
-            outcome["log_lost"] = str(error)
+            return replace(did, facts={**did.facts, "log_lost": str(error)})
+    return did
+
+
+def _keep(job: Mapping[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
+    """Write the result, and give the outcome without the research, which is in the result."""
+    archive = Archive(Path(job["results_dir"]).parent)
+    try:
+        archive.write_result(job["task_id"], outcome)
+    except StorageError as error:
+        if outcome["outcome"] == "done":
+            told = {"code": error.code, "message": str(error), "retryable": True}
+            outcome |= {"outcome": "failed", "error": told}
+    outcome.pop("research", None)
     return outcome
 
 
+def _warn(results: Path, warnings: Sequence[str], job: Mapping[str, Any]) -> None:
+    """Say in the log which keys have no effect; a command's own log is its output, so that is all there is."""
+    if not warnings:
+        return
+    facts = {"task_id": job["task_id"], "attempt": job["attempt"]}
+    said = {"event": "task.key_ignored", "level": "warning", "timestamp": to_iso(utc_now())}
+    with JsonLines(results / LOG) as lines:
+        for warning in warnings:
+            lines.append({**facts, "key": warning, **said}, durable=False)
+
+
+def _command(job: Mapping[str, Any], task: TaskFile, gpus: Sequence[int]) -> _Did:
+    results = Path(job["results_dir"])
+    _warn(results, task.spec.warnings(), job)
+    try:
+        report = _run_command(job, task, gpus, results)
+    finally:
+        if _kept.ahead is not None:
+            _kept.ahead.prime()
+    facts = {**report.facts, "summary": [report.summary]}
+    return _Did(facts, report.error, report.disturbed)
+
+
+def _run_command(
+    job: Mapping[str, Any], task: TaskFile, gpus: Sequence[int], results: Path
+) -> Report:
+    return run_command(
+        task,
+        Attempt(job["task_id"], job["attempt"], results, job["num_cpus"], tuple(gpus)),
+        _sandbox(job["sandbox"]["uid"], frozenset(job["sandbox"]["allow_missing"])),
+        where=job["file_name"],
+        fence=Fence(
+            tuple(Path(root) for root in job["input_roots"]),
+            tuple(Path(root) for root in job["forbidden_roots"]),
+            results.parent,
+        ),
+        allow_network=job["allow_network"],
+        limits=limits_of(job["sandbox"], wall_s=job["timeout_s"], room_bytes=_room(job)),
+        ahead=_kept.ahead,
+    )
+
+
+def _room(job: Mapping[str, Any]) -> int:
+    """Give how much a command may write, with what an earlier attempt of it has left."""
+    results = Path(job["results_dir"])
+    left_bytes = left_in(results) if job["attempt"] > 1 else 0
+    return shutil.disk_usage(results).free - int(job["min_free_bytes"]) + left_bytes
+
+
 def _research(
-    job: dict[str, Any], gpus: list[int], results: Path, log: Logger, clock: float
+    job: Mapping[str, Any],
+    task: TaskFile,
+    gpus: Sequence[int],
+    log: Logger,
+    *,
+    on_step: OnStep | None,
+    clock: float,
 ) -> dict[str, Any]:
+    from labd.research.experiment import Tools  # noqa: PLC0415 - see the module's docstring
+    from labd.research.paper import write_paper  # noqa: PLC0415
+    from labd.research.record import outcome_lines  # noqa: PLC0415
+    from labd.research.sweep import run_sweep  # noqa: PLC0415
+
     _import_ahead()
-    task = parse_task(job["task_text"].encode(), job["file_name"])
-    spec = task.spec
+    spec, results = task.spec, Path(job["results_dir"])
     for warning in spec.warnings():
         log.warning("task.key_ignored", key=warning)
     template = load_template(
@@ -129,7 +253,7 @@ def _research(
             "stage.progress", stage=stage, done=done, total=total, detail=detail
         ),
     )
-    with Journal(results / JOURNAL) as journal:
+    with Journal(results / JOURNAL, on_step=on_step) as journal:
         if len(journal):
             log.info("journal.resumed", steps=len(journal))
         record = run_sweep(_brief(job, spec, template, gpus, clock), tools, journal, results)
@@ -142,8 +266,10 @@ def _research(
 
 
 def _brief(
-    job: dict[str, Any], spec: TaskSpec, template: Any, gpus: list[int], clock: float
-) -> Brief:
+    job: Mapping[str, Any], spec: TaskSpec, template: Template, gpus: Sequence[int], clock: float
+) -> "Brief":
+    from labd.research.sweep import Brief  # noqa: PLC0415 - see the module's docstring
+
     per_run = max(1, template.cpus_per_run)
     return Brief(
         task_id=job["task_id"],
@@ -163,10 +289,8 @@ def _brief(
 class _CappedSandbox:
     """The sandbox with the settings' ceilings over what a template asks for, and room left on the disk."""
 
-    def __init__(self, settings: dict[str, Any], reserve_bytes: int) -> None:
-        self._box = Sandbox(
-            SandboxConfig(uid=settings["uid"], allow_missing=frozenset(settings["allow_missing"]))
-        )
+    def __init__(self, settings: Mapping[str, Any], reserve_bytes: int) -> None:
+        self._box = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
         self._settings = settings
         self._reserve_bytes = reserve_bytes
 
@@ -183,6 +307,12 @@ class _CappedSandbox:
             output_bytes=min(limits.output_bytes, caps["output_bytes"]),
         )
         return self._box.run(argv, workdir=workdir, limits=capped, **rest)
+
+
+@functools.cache
+def _sandbox(uid: int, allow_missing: frozenset[str]) -> Sandbox:
+    """Give this process's sandbox, which tries the host once and remembers what it found."""
+    return Sandbox(SandboxConfig(uid=uid, allow_missing=allow_missing))
 
 
 def _import_ahead() -> None:

@@ -169,9 +169,12 @@ def _events(text: str) -> Iterator[yaml.Event]:
         found = printable(f"not YAML: {error.problem or error.context or error}", 200)
         raise InvalidFile([Problem(place, "", found, "valid YAML")]) from error
     except yaml.reader.ReaderError as error:
-        before = text[: error.position]
+        # libyaml counts bytes and gives a number, the parser in Python counts characters and gives one.
+        by_bytes = isinstance(error.character, int)
+        before = text.encode()[: error.position].decode() if by_bytes else text[: error.position]
         place = Place(before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
-        found = f"not YAML: the character U+{ord(text[error.position]):04X}"
+        number = error.character if by_bytes else ord(error.character)
+        found = f"not YAML: the character U+{number:04X}"
         raise InvalidFile([Problem(place, "", found, "printable text")]) from error
     except yaml.YAMLError as error:
         found = printable(f"not YAML: {error}", 200)
@@ -292,14 +295,14 @@ def _is_in(data: object, loc: tuple[str | int, ...], part: str | int) -> bool:
     # pydantic puts names of union members into the location; only what is in the file has a place.
     here: Any = data
     for step in loc:
-        if isinstance(here, dict | list) and not _has(here, step):
+        if not isinstance(here, dict | list):
+            return False
+        if _has(here, step):
             if step == part:
-                return False
-            continue
-        if step == part:
-            return True
-        if isinstance(here, dict | list):
+                return True
             here = here[step]  # type: ignore[index]
+        elif step == part:
+            return False
     return False
 
 

@@ -1,6 +1,7 @@
 """What a task file may say, and what people are told when it says something else."""
 
 import contextlib
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -70,13 +71,125 @@ def test_every_problem_is_told_in_the_order_of_the_file() -> None:
         (b"template: digits\nnum_cpus: .nan", "wanted: a finite number"),
         (b"kind: research", "wanted: a template"),
         (b"template: digits\nresearcher: llm", "not built yet"),
-        (b"kind: command\ntemplate: x", "not built yet"),
+        (b"kind: prompts", "not built yet"),
+        (b"# a comment\nkind: command", "x.yaml:2:1: kind: found 'command'; wanted: a key `run`"),
+        (b"kind: command\nrun: ls\ntemplate: x", "x.yaml:3:1: template: found 'x'; wanted: no template in a command"),
+        (b"kind: command\nrun: ls\nresearcher: sweep", "x.yaml:3:1: researcher"),
+        (b"kind: command\nrun: ls\nmodel: m", "x.yaml:3:1: model"),
+        (b"kind: command\nrun: ls\nnum_ideas: 3", "x.yaml:3:1: num_ideas"),
+        (b"kind: command\nrun: ls\nmax_runs: 3", "x.yaml:3:1: max_runs"),
+        (b"kind: command\nrun: ls\nnum_seeds: 10", "x.yaml:3:1: num_seeds"),
+        (b"run: ls", "x.yaml:1:1: run: found 'ls'; wanted: kind: command beside it"),
+        (b"template: x\nenv: {A: a}", "x.yaml:2:1: env"),
+        (b"template: x\nworkdir: /x", "x.yaml:2:1: workdir"),
+        (b"template: x\ninputs: {a: /x}", "x.yaml:2:1: inputs"),
+        (b"template: x\noutputs: a", "x.yaml:2:1: outputs"),
+        (b"template: x\nnetwork: true", "x.yaml:2:1: network"),
         (b"template: x\x1b[31m", "x.yaml:1:12"),
         (b"x" * (2 * 2**20), "2097152 bytes; wanted: at most 1048576"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_with_what_and_where(raw: bytes, said: str) -> None:
     assert said in problems(raw)
+
+
+def test_a_whole_command_is_read() -> None:
+    raw = b"""kind: command
+title: Train it
+run: [python, train.py, --epochs, "3"]
+env: {EPOCHS: "3", _a1: ""}
+workdir: /data/code
+inputs: {images: /data/images, "0.old_labels-2": /data/labels.csv}
+outputs: ["*.pt", logs/**/*.csv]
+network: true
+"""
+    spec = parse_task(raw, "x.yaml").spec
+    assert spec.run == ("python", "train.py", "--epochs", "3")
+    assert (spec.env, spec.workdir) == ({"EPOCHS": "3", "_a1": ""}, "/data/code")
+    assert spec.inputs == {"images": "/data/images", "0.old_labels-2": "/data/labels.csv"}
+    assert (spec.outputs, spec.network) == (("*.pt", "logs/**/*.csv"), True)
+    assert spec.warnings() == []
+
+
+def test_a_command_needs_no_more_than_what_to_run() -> None:
+    spec = parse_task(b"kind: command\nrun: |\n  cd /tmp\n  ls\n", "x.yaml").spec
+    assert spec.run == "cd /tmp\nls\n"
+    assert (spec.env, spec.workdir, spec.inputs, spec.network) == ({}, None, {}, False)
+    assert spec.outputs == ("**",)
+
+
+def test_a_seed_in_a_command_is_said_to_have_no_effect() -> None:
+    spec = parse_task(b"kind: command\nrun: ls\nseed: 0\n", "x.yaml").spec
+    assert spec.warnings() == ["seed: has no effect in a command"]
+
+
+@pytest.mark.parametrize("kind", ["template: digits", "kind: command\nrun: ls"])
+def test_labels_after_and_not_before_are_for_every_kind(kind: str) -> None:
+    said = "labels: [night, a.b_c/d:e-1, night]\nafter: [one.yaml, two, one, a.b.yml]\nnot_before: 2026-11-23T08:00:00+09:00\n"
+    spec = parse_task(f"{kind}\n{said}".encode(), "x.yaml").spec
+    assert spec.labels == ("night", "a.b_c/d:e-1")
+    assert spec.after == ("one", "two", "a.b")
+    assert spec.not_before == datetime(2026, 11, 22, 23, tzinfo=UTC)
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    spec = parse_task(
+        b"kind: command\nrun: ls\nlabels: night\nafter: one\noutputs: a/*\n", "x.yaml"
+    ).spec
+    assert (spec.labels, spec.after, spec.outputs) == (("night",), ("one",), ("a/*",))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("run: true", "found True; wanted: a text, in quotes"),
+        ("run: [a, 3]", "x.yaml:2:10: run.1: found 3; wanted: a text, in quotes"),
+        ("run: []", "wanted: a list of one to 1000 texts"),
+        ("run: ['', a]", "wanted: a list of one to 1000 texts, the first not empty"),
+        ("run: '  '", "wanted: a command"),
+        ('run: "a\\0b"', "a text without NUL"),
+        (f"run: {'x' * 60_001}", "at most 60000 bytes"),
+        ("env: {1A: a}", "x.yaml:2:7: env.1A"),
+        ("env: {A-B: a}", "wanted: a variable's name"),
+        ("env: {LABD_TASK: a}", "labd sets this variable itself"),
+        ("env: {LABD_: a}", "labd sets this variable itself"),
+        ("env: {CUDA_VISIBLE_DEVICES: '0'}", "labd sets this variable itself"),
+        ("env: {IFS: a}", "this variable is the shell's own"),
+        ("run: [-c, a]", "without - in front"),
+        ("env: {A: 3}", "x.yaml:2:7: env.A: found 3; wanted: a text, in quotes"),
+        ('env: {A: "a\\0b"}', "a text without NUL"),
+        ("env: {" + ", ".join(f"A{i}: a" for i in range(201)) + "}", "at most 200"),
+        ("workdir: data", "wanted: an absolute path"),
+        ("inputs: {a/b: /x}", "a name of letters, digits"),
+        ("inputs: {..: /x}", "a name of letters, digits"),
+        ("inputs: {a: x}", "x.yaml:2:10: inputs.a: found 'x'; wanted: an absolute path"),
+        ("outputs: []", "a list of one to 100 texts"),
+        ("outputs: /a", "a relative pattern without .."),
+        ("outputs: [a, b/../../c]", "x.yaml:2:14: outputs.1"),
+        ("outputs: .", "a relative pattern without .."),
+        ("network: yes", "found 'yes'; wanted: true or false"),
+        ("network: 1", "found 1; wanted: true or false"),
+        ("labels: [a b]", "x.yaml:2:10: labels.0: found 'a b'; wanted: a label"),
+        ("labels: [3]", "found 3; wanted: a text, in quotes"),
+        (f"labels: [{', '.join(f'a{i}' for i in range(21))}]", "at most 20"),
+        ("after: ../x", "wanted: a task's id"),
+        ("after: .x", "wanted: a task's id"),
+        ('after: "a\\nb"', "wanted: a task's id"),
+        ("after: [007]", "found 7; wanted: a text, in quotes"),
+        (f"after: [{', '.join(f'a{i}' for i in range(101))}]", "at most 100"),
+        ("not_before: 2026-11-23T08:00:00", "this one has no zone"),
+        ("not_before: 2026-11-23", "this one has no zone"),
+        ("not_before: tomorrow", "wanted: a time with its zone, such as 2026-11-23T08:00:00+09:00"),
+        ("not_before: 20261123", "wanted: a time with its zone"),
+        ("not_before: 0001-01-01T00:00:00+09:00", "wanted: a time with its zone"),
+    ],
+)  # fmt: skip
+def test_bad_values_of_a_command_are_refused_with_their_line(line: str, said: str) -> None:
+    text = f"kind: command\n{line}\n" + ("" if line.startswith("run:") else "run: ls\n")
+    told = problems(text)
+    assert told.startswith("x.yaml:2:")
+    assert said in told
+    assert "\n" not in told
 
 
 def test_scalars_follow_yaml_1_2() -> None:

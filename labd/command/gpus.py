@@ -1,0 +1,50 @@
+"""Which GPUs a command gets: their device nodes, and the names by which CUDA finds them."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """GPUs as the sandbox and the command need them."""
+
+    minors: tuple[int, ...] = ()
+    """Numbers of the device nodes ``/dev/nvidia<n>``."""
+    visible: str = ""
+    """What CUDA_VISIBLE_DEVICES says."""
+
+
+def find_gpus(indices: Sequence[int]) -> Gpus:
+    """Give the GPUs that Ray names by index; without NVML, or where it knows no such GPU, by the indices themselves.
+
+    UUIDs, because CUDA counts the GPUs that it can open: in a sandbox with some of the nodes the indices shift.
+
+    Source: NVML API reference, nvmlDeviceGetMinorNumber ("the device node file ... /dev/nvidia[minor number]")
+    and nvmlDeviceGetUUID; CUDA C++ Programming Guide, "CUDA Environment Variables".
+    """
+    if not indices:
+        return Gpus()
+    with warnings.catch_warnings():
+        # It says that its code has moved to another package, which it brings along itself.
+        warnings.simplefilter("ignore", FutureWarning)
+        import pynvml  # noqa: PLC0415 - most commands have no GPU
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return _by_index(indices)
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
+        return Gpus(
+            tuple(pynvml.nvmlDeviceGetMinorNumber(handle) for handle in handles),
+            ",".join(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles),
+        )
+    except pynvml.NVMLError:
+        return _by_index(indices)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _by_index(indices: Sequence[int]) -> Gpus:
+    return Gpus(tuple(indices), ",".join(map(str, indices)))
