@@ -14,13 +14,14 @@ from typing import Any
 
 from labd.clock import from_iso, to_iso, utc_now
 from labd.errors import JournalError, StorageError
-from labd.files import JsonLines, fsync_dir, read_json_lines, write_json
+from labd.files import JsonLines, Unsynced, read_json_lines, write_json
 from labd.task import State
 
 EVENTS = "events.jsonl"
 RESULT = "result.json"
 JOURNAL = "journal.jsonl"
 LOG = "log.jsonl"
+OUTPUT = "log.txt"
 MAX_RESULT_BYTES = 64 * 2**20
 
 _ENDS = {
@@ -79,6 +80,8 @@ class Archive:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._root = os.path.join(root, "")  # noqa: PTH118 - a text, to make others of
+        self._unsynced = Unsynced()
 
     def prepare(self) -> None:
         """Make the results directory."""
@@ -90,7 +93,7 @@ class Archive:
 
     def knows(self, task_id: str) -> bool:
         """Say whether the task has results, be they only a refusal."""
-        return os.path.lexists(self.directory(task_id))
+        return os.path.lexists(self._root + task_id)
 
     def history(self, task_id: str) -> History:
         """Read the task's events; none if there are none.
@@ -106,25 +109,50 @@ class Archive:
                 f"the task's events can't be read: {error}", fix="Move the file aside"
             ) from error
 
-    def record(self, task_id: str, event: str, **facts: object) -> None:
-        """Append an event, durably, making the task's directory where it is new.
+    def record(self, task_id: str, event: str, *, durable: bool = True, **facts: object) -> None:
+        """Append an event, making the task's directory where it is new.
+
+        With `durable` off it is durable only after `sync`.
 
         Raises:
             StorageError: the disk would not take it; nothing was recorded.
 
         """
-        directory = self.directory(task_id)
+        directory = f"{self._root}{task_id}"
+        path = f"{directory}/{EVENTS}"
         try:
-            if not directory.is_dir():
-                directory.mkdir()
-                fsync_dir(self.root)
-            with JsonLines(directory / EVENTS) as lines:
-                lines.append({"event": event, "at": to_iso(utc_now()), **facts})
+            try:
+                os.mkdir(directory)  # noqa: PTH102 - texts: this is on the way of each start
+            except FileExistsError:
+                if not os.path.lexists(path):
+                    self._unsynced.note(directory)
+            else:
+                self._unsynced.note(self._root, directory)
+            self._unsynced.note(file=path)
+            with JsonLines(path) as lines:
+                line = {"event": event, "at": to_iso(utc_now()), **facts}
+                lines.append(line, durable=False)
         except OSError as error:
             raise StorageError(
                 f"can't write to results/: {error.strerror}",
                 where=str(self.root),
                 fix="Make room or mend its rights",
+            ) from error
+        if durable:
+            self.sync()
+
+    def sync(self) -> None:
+        """Make every event that was recorded durable.
+
+        Raises:
+            StorageError: the disk would not; what was not synced is tried again by the next call.
+
+        """
+        try:
+            self._unsynced.sync()
+        except OSError as error:
+            raise StorageError(
+                f"can't make results/ durable: {error.strerror}", where=str(self.root)
             ) from error
 
     def result(self, task_id: str) -> dict[str, Any] | None:

@@ -140,11 +140,15 @@ def list_tasks(
         int,
         typer.Option("--limit", "-n", min=1, max=100_000, help="At most so many of each state."),
     ] = 20,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", "-l", help="Only tasks with this label.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the tasks: what runs, what waits and why, what has ended.
+    """List the tasks: what runs, what starts next and why it waits, what ended last.
 
-    Examples:  labd list      labd list -s failed --json
+    Examples:  labd list      labd list -s failed --json      labd list --label nightly
     """
     from labd.task import State
 
@@ -155,7 +159,7 @@ def list_tasks(
                 f"{name!r} is not one of {', '.join(known)}", param_hint="--state"
             )
     lab = _lab()
-    views = lab.tasks(tuple(State(name) for name in state or known), limit)
+    views = lab.tasks(tuple(State(name) for name in state or known), limit, label)
     counts = {s.value: n for s, n in lab.counts().items()}
     status = lab.status()
     data = {
@@ -201,15 +205,18 @@ def logs(
 
     Examples:  labd logs first-paper      labd logs -f first-paper
     """
+    from labd.follow import LogFollower
+
     lab = _lab()
     view = lab.find(task)
-    offset = _print_log(lab, view.id, 0, as_json=as_json)
-    if not follow:
-        return
-    for now in lab.wait_for(view.id, poll_s=0.2):
-        offset = _print_log(lab, view.id, offset, as_json=as_json)
-        if now.state.decided:
-            _err(f"labd: {_safe(view.id)} is {now.state.value}")
+    log = LogFollower(lab, view.id, _out, as_json=as_json)
+    log.print_new()
+    if follow:
+        for now in lab.wait_for(view.id, poll_s=0.2):
+            log.print_new()
+            if now.state.decided:
+                _err(f"labd: {_safe(view.id)} is {now.state.value}")
+    log.finish()
 
 
 @app.command()
@@ -365,23 +372,6 @@ def _answer(as_json: bool, data: object, text: Callable[[], object]) -> None:  #
         text()
 
 
-def _print_log(lab: "Lab", task: str, offset: int, *, as_json: bool) -> int:
-    while True:
-        lines, after = lab.log_lines(task, offset)
-        for line in lines:
-            if as_json:
-                _out(json.dumps(line))
-                continue
-            skip = ("event", "level", "timestamp", "task_id", "attempt")
-            facts = " ".join(
-                f"{key}={_safe(value)}" for key, value in line.items() if key not in skip
-            )
-            _out(f"{str(line.get('timestamp', ''))[11:19]} {_safe(line.get('event', ''))} {facts}")
-        if after == offset:
-            return offset
-        offset = after
-
-
 def _show_list(views: "list[TaskView]", counts: dict[str, int], *, up: bool) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -436,8 +426,16 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
     for line in (lab.result(view.id) or {}).get("summary", []):
         _out(f"  {_safe(line)}")
     directory = lab.results_dir(view.id)
-    for name in ("paper.pdf", "paper.html", "paper.md", "paper.tex", "result.json"):
-        if (directory / name).is_file():
+    for name in (
+        "paper.pdf",
+        "paper.html",
+        "paper.md",
+        "paper.tex",
+        "log.txt",
+        "files",
+        "result.json",
+    ):
+        if (directory / name).exists():
             _out(f"  {directory / name}")
 
 

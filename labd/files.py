@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def fsync_dir(directory: Path) -> None:
+def fsync_dir(directory: str | Path) -> None:
     """Make the directory's entries durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -30,9 +30,11 @@ def fsync_dir(directory: Path) -> None:
 
 
 def write_atomic(
-    path: Path, data: bytes | str, *, mode: int = 0o644, replace: bool = True
+    path: Path, data: bytes | str, *, mode: int = 0o644, replace: bool = True, durable: bool = True
 ) -> None:
     """Put `data` at `path` so that a reader, also after a crash, sees all of it or what was there before.
+
+    With `durable` off that holds for a crash of ours, and not for one of the machine.
 
     Raises:
         FileExistsError: the path is taken, and `replace` is off.
@@ -45,7 +47,8 @@ def write_atomic(
             file.write(raw)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if replace:
             Path(name).replace(path)
         else:
@@ -53,30 +56,60 @@ def write_atomic(
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    fsync_dir(path.parent)
+    if durable:
+        fsync_dir(path.parent)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
     """Write `value` as indented JSON; NaN and infinities are refused with `ValueError`."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n", durable=durable)
 
 
-def rename_durable(source: Path, target: Path) -> None:
-    """Rename without ever replacing, and make it durable in both directories.
+class Unsynced:
+    """Changes that are not durable yet; one fsync of a directory or a file then serves many of them."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+        self._directories: set[str] = set()
+
+    def note(self, *directories: str | Path, file: str | Path | None = None) -> None:
+        """Remember what has changed."""
+        self._directories.update(str(directory) for directory in directories)
+        if file is not None:
+            self._files.add(os.fspath(file))
+
+    def sync(self) -> None:
+        """Make all of it durable; what is gone meanwhile needs nothing.
+
+        Raises:
+            OSError: as the system gives it; what was not synced is remembered.
+
+        """
+        while self._files:
+            path = next(iter(self._files))
+            with suppress(FileNotFoundError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            self._files.discard(path)
+        while self._directories:
+            directory = next(iter(self._directories))
+            with suppress(FileNotFoundError):
+                fsync_dir(directory)
+            self._directories.discard(directory)
+
+
+def rename_noreplace(source: str | Path, target: str | Path) -> None:
+    """Rename, but never over something; see renameat2(2). Durable when both directories are synced.
 
     Raises:
         FileNotFoundError: the source is gone; another mover was faster.
         FileExistsError: the target is taken.
 
     """
-    rename_noreplace(source, target)
-    fsync_dir(target.parent)
-    if source.parent != target.parent:
-        fsync_dir(source.parent)
-
-
-def rename_noreplace(source: Path, target: Path) -> None:
-    """Rename, but never over something; see renameat2(2). Durable only with `rename_durable`."""
     done = _libc.renameat2(
         _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE
     )
@@ -88,30 +121,31 @@ def rename_noreplace(source: Path, target: Path) -> None:
     # File systems without the flag (NFS among them): the check and the rename are two steps there.
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    source.rename(target)
+    os.rename(source, target)  # noqa: PTH104 - texts or paths
 
 
 class JsonLines:
-    """An append-only file of JSON objects, one a line, each durable when `append` returns.
+    """An append-only file of JSON objects, one a line, each durable when `append` returns, if it is asked to be.
 
     A torn last line, left by a crash in mid-write, is cut off before the first append and is never
     given back by `read`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: str | Path) -> None:
+        self._path = os.fspath(path)
         self._fd: int | None = None
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Mapping[str, Any], *, durable: bool = True) -> None:
         """Write one line and fsync it."""
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        fd = self._open()
+        fd = self._open(durable=durable)
         start = os.fstat(fd).st_size
         try:
             written = os.write(fd, line)
             while written < len(line):
                 written += os.write(fd, line[written:])
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         except OSError:
             # On a full disk half a line may be there: take it back, so that the file stays readable.
             os.ftruncate(fd, start)
@@ -129,14 +163,13 @@ class JsonLines:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _open(self) -> int:
+    def _open(self, *, durable: bool) -> int:
         if self._fd is None:
-            new = not self._path.exists()
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            if new:
-                fsync_dir(self._path.parent)
-            else:
+            if os.fstat(fd).st_size:
                 _cut_torn_line(fd)
+            elif durable:
+                fsync_dir(os.path.dirname(self._path))  # noqa: PTH120 - a text
             self._fd = fd
         return self._fd
 

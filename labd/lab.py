@@ -5,32 +5,39 @@ Files only, no socket to the daemon: everything here works with the daemon down.
 
 import json
 import os
+import pwd
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from labd.archive import LOG, Archive, History
+from labd.archive import LOG, OUTPUT, Archive, History
 from labd.clock import from_iso, utc_now
+from labd.drop import check_drop
 from labd.errors import JournalError, MoveRefused, NotFound, TaskFileError
 from labd.settings import Home
 from labd.spool import Entry, Spool
 from labd.task import (
     State,
     TaskFile,
+    TaskSpec,
     check_name,
     is_task_name,
     numbered,
     parse_task,
     task_id,
 )
-from labd.template import check_template
 from labd.text import printable
 from labd.yamlfile import MAX_BYTES
 
 _STALE_S = 30.0
 _TAIL_BYTES = 64 * 1024
+_LONG = 20_000
+_MAX_READ = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,8 @@ class TaskView:
     priority: int = 0
     attempt: int = 0
     progress: Progress | None = None
+    labels: tuple[str, ...] = ()
+    owner: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Give the view as JSON data with printable texts."""
@@ -83,6 +92,7 @@ class TaskView:
             "id": self.id, "state": self.state.value, "file": self.file,
             "dropped_at": round(self.dropped_at, 3), "why": self.why, "kind": self.kind, "template": self.template,
             "priority": self.priority, "attempt": self.attempt, "progress": progress,
+            "labels": list(self.labels), "owner": self.owner,
         }  # fmt: skip
 
 
@@ -109,9 +119,18 @@ class Lab:
         """Count the tasks in each state."""
         return {state: len(self._spool.names(state)) for state in State}
 
-    def tasks(self, states: tuple[State, ...] = tuple(State), limit: int = 50) -> list[TaskView]:
-        """Give the newest `limit` tasks of each state, running first, then waiting, then the ended ones."""
-        reasons = self.status().facts.get("reasons", {})
+    def tasks(
+        self,
+        states: tuple[State, ...] = tuple(State),
+        limit: int = 50,
+        label: str | None = None,
+    ) -> list[TaskView]:
+        """Give at most `limit` tasks of each state, running first, then those next to start, then the last to end.
+
+        Of a directory of more than 20,000 files only those are looked at that the daemon would start
+        next, or that labd moved there last. With a `label`, at most 5,000 files of each state are read.
+        """
+        facts = self.status().facts
         order = [
             s
             for s in (State.RUNNING, State.PENDING, State.FAILED, State.CANCELLED, State.DONE)
@@ -119,11 +138,29 @@ class Lab:
         ]
         views: list[TaskView] = []
         for state in order:
-            entries = sorted(self._spool.entries(state), key=lambda e: e.mtime_ns, reverse=True)[
-                :limit
-            ]
-            views += [self._view(state, entry, reasons) for entry in entries]
+            found: list[TaskView] = []
+            for entry in islice(self._in_order(state, facts), _MAX_READ if label else None):
+                view = self._view(state, entry, facts)
+                if label is None or label in view.labels:
+                    found.append(view)
+                if len(found) >= limit:
+                    break
+            views += found
         return views
+
+    def _in_order(self, state: State, facts: dict[str, Any]) -> Iterator[Entry]:
+        names = self._spool.names(state)
+        if len(names) > _LONG and state.decided:
+            yield from self._spool.recent(state, _LONG)
+            return
+        if state is State.PENDING:
+            first = [str(name) for name in facts.get("next", [])]
+            rest = () if len(names) > _LONG else sorted(set(names) - set(first))
+            names = [*first, *rest]
+        entries = [e for name in names if (e := self._spool.entry(state, name)) is not None]
+        if state is not State.PENDING:
+            entries.sort(key=lambda e: e.moved_ns, reverse=True)
+        yield from entries
 
     def find(self, wanted: str) -> TaskView:
         """Give the task with this id, or the only one whose id begins so.
@@ -132,12 +169,12 @@ class Lab:
             NotFound: there is none, or more than one; the text names what is near.
 
         """
-        reasons = self.status().facts.get("reasons", {})
+        facts = self.status().facts
         wanted_id = task_id(wanted) if is_task_name(wanted) else wanted
         for state, name in self._spool.where(wanted_id):
             entry = self._spool.entry(state, name)
             if entry is not None:
-                return self._view(state, entry, reasons)
+                return self._view(state, entry, facts)
         found = (
             [(s, n) for s in State for n in self._spool.names(s) if n.startswith(wanted_id)]
             if wanted_id
@@ -147,7 +184,7 @@ class Lab:
             state, name = found[0]
             entry = self._spool.entry(state, name)
             if entry is not None:
-                return self._view(state, entry, reasons)
+                return self._view(state, entry, facts)
         names = ", ".join(printable(task_id(n), 60) for _, n in found[:5])
         fix = f"Say which: {names}" if found else "`labd list` shows the tasks"
         raise NotFound(f"{len(found) or 'no'} tasks begin with {printable(wanted_id)!r}", fix=fix)
@@ -189,6 +226,21 @@ class Lab:
         lines = [line for line in _objects(raw) if line.get("event") == "stage.progress"]
         return progress_of(lines[-1]) if lines else None
 
+    def output(self, task_id_: str, offset: int = 0) -> tuple[bytes, int] | None:
+        """Give a command's output from a byte offset on, and the offset after it; ``None`` if it has none.
+
+        An offset beyond the end means that another attempt has begun; its output comes from the start.
+        """
+        try:
+            with (self._archive.directory(task_id_) / OUTPUT).open("rb") as file:
+                if offset > os.fstat(file.fileno()).st_size:
+                    offset = 0
+                file.seek(offset)
+                raw = file.read(4 * 2**20)
+        except FileNotFoundError:
+            return None
+        return raw, offset + len(raw)
+
     # --- ask
 
     def check(self, path: Path) -> TaskFile:
@@ -208,7 +260,7 @@ class Lab:
                 f"it can't be read: {error.strerror}", where=printable(str(path))
             ) from error
         task = parse_task(raw, str(path))
-        check_template(task, str(path), roots=[self.home.templates])
+        check_drop(task, str(path), self.home)
         return task
 
     def submit(self, path: Path) -> str:
@@ -265,27 +317,27 @@ class Lab:
             return view
         raise MoveRefused(f"{printable(wanted)} is being moved by others; try again")
 
-    def _view(self, state: State, entry: Entry, reasons: dict[str, str]) -> TaskView:
-        why = reasons.get(printable(entry.name), "")
-        progress: Progress | None = None
-        history = History(())
-        if state is not State.PENDING:
+    def _view(self, state: State, entry: Entry, status: dict[str, Any]) -> TaskView:
+        facts: dict[str, Any] = {"kind": "?"}
+        spec: TaskSpec | None = None
+        with suppress(TaskFileError, OSError):
+            spec = parse_task(self._spool.read(state, entry.name), entry.name).spec
+            facts = {
+                "kind": spec.kind,
+                "template": spec.template or "",
+                "priority": spec.priority,
+                "labels": spec.labels,
+            }
+        history, why = History(()), str(status.get("reasons", {}).get(printable(entry.name), ""))
+        if state is State.PENDING:
+            why = why or (_class_reason(spec, entry, status) if spec else "")
+        else:
             try:
                 history = self._archive.history(entry.id)
             except JournalError:
                 why = "its events can't be read"
-        if state is State.FAILED and history.events:
-            why = str((history.events[-1].get("error") or {}).get("message", ""))
-        if state is State.DONE and history.events:
-            why = (history.events[-1].get("summary") or [""])[-1]
-        if state is State.RUNNING:
-            progress = self.progress(entry.id)
-        facts: dict[str, Any] = {}
-        try:
-            spec = parse_task(self._spool.read(state, entry.name), entry.name).spec
-            facts = {"kind": spec.kind, "template": spec.template or "", "priority": spec.priority}
-        except (TaskFileError, FileNotFoundError, OSError):
-            facts = {"kind": "?"}
+        if state.decided and history.events:
+            why = _outcome(state, history.events[-1])
         return TaskView(
             entry.id,
             state,
@@ -293,7 +345,8 @@ class Lab:
             entry.mtime_ns / 1e9,
             why=why,
             attempt=history.attempt,
-            progress=progress,
+            progress=self.progress(entry.id) if state is State.RUNNING else None,
+            owner=_user(entry.uid),
             **facts,
         )
 
@@ -305,6 +358,29 @@ class Lab:
             if view.state.decided:
                 return
             time.sleep(poll_s)
+
+
+def _class_reason(spec: TaskSpec, entry: Entry, status: dict[str, Any]) -> str:
+    """Give why tasks like this one wait, as the daemon last said it."""
+    mine = [spec.priority, str(entry.uid), spec.num_cpus, spec.num_gpus]
+    for told in status.get("classes", []):
+        if [told.get(key) for key in ("priority", "owner", "num_cpus", "num_gpus")] == mine:
+            return str(told.get("reason", ""))
+    return ""
+
+
+def _outcome(state: State, event: Mapping[str, Any]) -> str:
+    if state is State.DONE:
+        return str((event.get("summary") or [""])[-1])
+    return str((event.get("error") or {}).get("message", ""))
+
+
+@cache
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def progress_of(line: dict[str, Any]) -> Progress:

@@ -20,6 +20,7 @@ from rich.table import Column
 
 from labd.clock import print_duration
 from labd.errors import EngineError
+from labd.follow import LogFollower
 from labd.lab import Lab, TaskView, progress_of
 from labd.task import State
 from labd.text import printable
@@ -35,8 +36,9 @@ def run_and_watch(lab: Lab, file: Path) -> int:
     console.print(
         f"labd: submitted {printable(task_id)}: {lab.home.spool / 'pending'}", markup=False
     )
+    watch = _watch_command if lab.find(task_id).kind == "command" else _watch
     with _daemon(lab, console) as daemon:
-        view = _watch(lab, task_id, console, daemon)
+        view = watch(lab, task_id, console, daemon)
     _tell(lab, view, time.monotonic() - started)
     return 0 if view.state is State.DONE else 1
 
@@ -89,10 +91,7 @@ def _watch(
         waiting = progress.add_task("waiting", total=1, detail="for the engine to start")
         view = lab.find(task_id)
         for view in lab.wait_for(task_id):
-            if daemon is not None and daemon.poll() is not None and not view.state.decided:
-                raise EngineError(
-                    f"the daemon ended with {daemon.returncode}", fix="Its log says why"
-                )
+            _refuse_dead(daemon, view)
             if view.state is State.PENDING:
                 progress.update(waiting, detail=printable(view.why or "for the daemon", 80))
             else:
@@ -118,6 +117,28 @@ def _watch(
     return view
 
 
+def _watch_command(
+    lab: Lab, task_id: str, console: Console, daemon: "subprocess.Popen[bytes] | None"
+) -> TaskView:
+    """Print the command's output on stdout as it comes; why it waits, on stderr."""
+    log = LogFollower(lab, task_id, print)
+    view, last = lab.find(task_id), ""
+    for view in lab.wait_for(task_id):
+        _refuse_dead(daemon, view)
+        why = view.why if view.state is State.PENDING else ""
+        if why and why != last:
+            console.print(f"labd: {printable(why, 300)}", markup=False)
+        last = why or last
+        log.print_new()
+    log.finish()
+    return view
+
+
+def _refuse_dead(daemon: "subprocess.Popen[bytes] | None", view: TaskView) -> None:
+    if daemon is not None and daemon.poll() is not None and not view.state.decided:
+        raise EngineError(f"the daemon ended with {daemon.returncode}", fix="Its log says why")
+
+
 def _tell(lab: Lab, view: TaskView, took_s: float) -> None:
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
     directory = lab.results_dir(view.id)
@@ -132,8 +153,6 @@ def _tell(lab: Lab, view: TaskView, took_s: float) -> None:
     out.print(f"{printable(view.id)}: done in {print_duration(took_s)}", markup=False)
     for line in (lab.result(view.id) or {}).get("summary", []):
         out.print(f"  {printable(str(line), 400)}", markup=False)
-    for name in ("paper.pdf", "paper.html", "paper.md", "paper.tex"):
-        if (directory / name).is_file():
+    for name in ("paper.pdf", "paper.html", "paper.md", "paper.tex", "files", "result.json"):
+        if (directory / name).exists():
             out.print(f"  {directory / name}", markup=False, soft_wrap=True)
-    for name in ("result.json",):
-        out.print(f"  {directory / name}", markup=False, soft_wrap=True)

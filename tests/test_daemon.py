@@ -143,8 +143,12 @@ def test_what_is_no_task_goes_to_failed_untouched_with_its_reason(
         assert (the_lab.home.spool / "failed" / name).read_bytes() == raw
         assert said in the_lab.error(task)
         assert (the_lab.archive.result(task) or {})["error"]["message"] == the_lab.error(task)
-        assert any(line["task_id"] == task for line in process.said("task.refused"))
+        wait_until(partial(_refused, process, task), 10, "the log of it")
     assert ":2:1:" in the_lab.error("wrong-type")
+
+
+def _refused(process: DaemonProcess, task: str) -> bool:
+    return any(line["task_id"] == task for line in process.said("task.refused"))
 
 
 def test_what_is_no_plain_file_goes_to_failed_as_it_is(lab: tuple[LiveLab, DaemonProcess]) -> None:

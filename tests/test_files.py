@@ -14,7 +14,7 @@ from labd.files import (
     JsonLines,
     open_for_writing_elsewhere,
     read_json_lines,
-    rename_durable,
+    rename_noreplace,
     write_atomic,
 )
 from labd.journal import Journal
@@ -24,10 +24,10 @@ def test_a_rename_never_replaces(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").write_text("b")
     with pytest.raises(FileExistsError):
-        rename_durable(tmp_path / "a", tmp_path / "b")
+        rename_noreplace(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "b"
     with pytest.raises(FileNotFoundError):
-        rename_durable(tmp_path / "gone", tmp_path / "c")
+        rename_noreplace(tmp_path / "gone", tmp_path / "c")
 
 
 def test_an_atomic_write_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:

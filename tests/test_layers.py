@@ -25,16 +25,30 @@ MAY_KNOW: dict[str, set[str]] = {
     "llm": GROUND,
     "sandbox": FILES,
     "template": FILES | {"task"},
+    "command": FILES | {"task", "sandbox"},
+    "drop": FILES | {"task", "settings", "template", "command"},
+    "shipping": FILES | {"task", "archive", "template"},
     "research": FILES | {"journal", "sandbox", "template"},
     "worker": FILES
-    | {"task", "archive", "journal", "llm", "sandbox", "template", "research", "log"},
-    "engine": {"errors", "text", "log", "worker"},
+    | {"task", "archive", "journal", "llm", "sandbox", "command", "template", "research", "log"},
+    "engine": {"errors", "text", "log", "worker", "shipping"},
     "daemon": FILES
-    | {"task", "settings", "spool", "archive", "scheduler", "engine", "log", "template"},
-    "lab": FILES | {"task", "settings", "spool", "archive", "template"},
+    | {
+        "task",
+        "settings",
+        "spool",
+        "archive",
+        "scheduler",
+        "engine",
+        "log",
+        "drop",
+    },
+    "lab": FILES | {"task", "settings", "spool", "archive", "drop"},
     "doctor": GROUND | {"settings", "sandbox", "llm"},
-    "watch": GROUND | {"lab", "task"},
-    "cli": GROUND | {"lab", "task", "settings", "daemon", "doctor", "watch", "log", "page"},
+    "follow": GROUND | {"lab"},
+    "watch": GROUND | {"lab", "task", "follow"},
+    "cli": GROUND
+    | {"lab", "follow", "task", "settings", "daemon", "doctor", "watch", "log", "page"},
     "page": GROUND | {"lab"},
 }
 

@@ -88,12 +88,12 @@ def test_an_open_writer_is_seen_and_a_closed_one_is_not(spool: Spool) -> None:
     with path.open("w") as writer:
         writer.write(task_text())
         writer.flush()
-        entry = spool.entry(State.PENDING, "x.yaml")
-        assert entry is not None
-        assert spool.being_written(entry, 0.0, time.time() + 1000)
-    entry = spool.entry(State.PENDING, "x.yaml")
-    assert entry is not None
-    assert not spool.being_written(entry, 1000.0, time.time())
+        look = spool.look("x.yaml", 0.0, time.time() + 1000)
+        assert look is not None
+        assert look.being_written
+    look = spool.look("x.yaml", 1000.0, time.time())
+    assert look is not None
+    assert look.raw == task_text().encode()
 
 
 def test_a_second_daemon_is_told_who_holds_the_spool(spool: Spool) -> None:
@@ -141,9 +141,8 @@ def _woken_again(wake: threading.Event) -> bool:
     return wake.wait(0.3)
 
 
-def test_only_task_names_are_entries_and_others_are_told(spool: Spool) -> None:
+def test_only_task_names_are_entries(spool: Spool) -> None:
     pending = spool.directory(State.PENDING)
     for name in ("a.yaml", "b.yml", ".hidden.yaml", "c.yaml.part", "d.tmp", "e~", "notes.txt"):
         (pending / name).write_text("x")
     assert sorted(spool.names(State.PENDING)) == ["a.yaml", "b.yml"]
-    assert spool.ignored() == ["notes.txt"]

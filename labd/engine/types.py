@@ -1,6 +1,6 @@
 """What the daemon and the engine say to each other; plain data that travels as JSON."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
@@ -21,6 +21,9 @@ class Job:
     template_roots: list[str]
     min_free_bytes: int
     sandbox: dict[str, Any]
+    allow_network: bool = False
+    input_roots: list[str] = field(default_factory=list)
+    forbidden_roots: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Give the job as JSON data."""
@@ -29,20 +32,36 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """A machine that Ray offers. `id` is Ray's node id."""
+    """A machine that Ray offers. `id` is Ray's node id; `local`: it is the daemon's own machine."""
 
     id: str
     name: str
     num_cpus: float
     num_gpus: float
+    local: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An attempt that the engine has: it runs on node `node_id`, `age_s` after it was submitted."""
+
+    task_id: str
+    attempt: int
+    node_id: str
+    age_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The engine can take jobs."""
+    """The engine can take jobs. Comes again whenever the engine came back.
+
+    `held`: all attempts that the engine has. One that is not in it does not run and never will:
+    it is lost. One that ended while nobody listened is in it, and its `Ended` follows at once.
+    """
 
     nodes: list[NodeInfo]
     dashboard_url: str
+    held: list[Held] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +88,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """The engine is gone, and every running attempt with it; the client starts it again."""
+    """The driver's process ended; the client starts it again.
+
+    Says nothing about the work: the next `Ready` does.
+    """
 
     reason: str
 
@@ -90,5 +112,7 @@ def event_from_json(value: dict[str, Any]) -> Event:
     kind = facts.pop("event")
     if "nodes" in facts:
         facts["nodes"] = [NodeInfo(**node) for node in facts["nodes"]]
+    if "held" in facts:
+        facts["held"] = [Held(**held) for held in facts["held"]]
     event: Event = type_of_event[kind](**facts)
     return event

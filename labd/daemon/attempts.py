@@ -1,0 +1,283 @@
+"""What runs: the attempts that the engine has, how they are claimed, and what people do to their files.
+
+Event first, rename second. The attempt's number fences: what an older attempt says is dropped. A directory
+decides: a file that left running/ is a task to end.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from labd.archive import Archive
+from labd.daemon.ids import Ids
+from labd.daemon.intake import Intake
+from labd.engine.client import Engine
+from labd.engine.types import Ended, Job
+from labd.errors import TaskFileError
+from labd.log import Logger
+from labd.scheduler import Demand, Running, Start
+from labd.spool import Entry, Spool
+from labd.task import State, TaskFile, parse_task, task_id
+
+# A command holds its own time limit; the daemon's is for a worker that does not.
+_WORKER_GRACE_S = 15.0
+
+
+@dataclass(slots=True)
+class Active:
+    """An attempt that the engine has. `leaving` says why it was told to end, if it was."""
+
+    task_id: str
+    name: str
+    version: tuple[int, int, int]
+    sha256: str
+    attempt: int
+    demand: Demand
+    owner: str
+    node_id: str
+    deadline_s: float
+    timeout_s: float
+    since_s: float
+    max_retries: int
+    gpus: tuple[int, ...] | None = None
+    """The devices that Ray is taken to have given it, where that is known."""
+    leaving: str = ""
+    loss: str = ""
+    """The error code of an infrastructure failure that is on record, while its file is not moved yet."""
+    end: State | None = None
+    """The end that is on record, while its file is not moved yet."""
+
+    @property
+    def inode(self) -> int:
+        """Which file it is, wherever it was moved."""
+        return self.version[0]
+
+
+class Attempts:
+    """The attempts of this daemon. `job` makes the engine's order for a claim."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        archive: Archive,
+        engine: Engine,
+        log: Logger,
+        *,
+        default_timeout_s: float,
+        job: Callable[[Active, TaskFile], Job],
+    ) -> None:
+        self._spool, self._archive, self._engine = spool, archive, engine
+        self._log = log
+        self._default_timeout_s = default_timeout_s
+        self._job = job
+        self.active: dict[str, Active] = {}
+        self.reasons: dict[str, str] = {}
+        """What keeps an end from being recorded, by file name."""
+        self.ended: dict[str, Ended] = {}
+        """What the engine said of ends that are not on record yet, by task id."""
+        self.ids = Ids(spool, archive, self.active.__contains__)
+        self.decided: list[str] = []
+        """Ids that came into another state since somebody last emptied the list."""
+
+    # --- what holds resources
+
+    def running(self) -> list[Running]:
+        """Give what holds resources; an attempt that has ended holds none, also while its end is not on record."""
+        return [
+            Running(a.task_id, a.node_id, a.demand, a.owner, a.gpus)
+            for a in self.active.values()
+            if a.task_id not in self.ended
+        ]
+
+    def next_deadline_s(self) -> float:
+        """Give when the next attempt runs out of time, by the monotonic clock."""
+        return min(
+            (a.deadline_s for a in self.active.values() if not a.leaving), default=float("inf")
+        )
+
+    # --- claim
+
+    def claim(self, start: Start, intake: Intake) -> Job | None:
+        """Claim a pending task for a node; give the engine's order, or ``None`` if it is not there to be had.
+
+        Durable only after both rooms' `sync`.
+
+        Raises:
+            LabdError: it can't be claimed now.
+
+        """
+        name = start.key
+        waiting = intake.backlog.get(name)
+        look = self._spool.look(name, 0.0, 0.0)
+        if waiting is None or look is None or look.raw is None or look.being_written:
+            intake.forget(name)
+            intake.look_at(name)
+            return None
+        try:
+            task = parse_task(look.raw, f"pending/{name}")
+        except TaskFileError:
+            task = None
+        demand = task and Demand(task.spec.num_cpus, task.spec.num_gpus)
+        if task is None or demand != waiting.demand or look.entry.mtime_ns != waiting.since_ns:
+            intake.forget(name)  # it is not the file that was planned for
+            intake.look_at(name)
+            return None
+        if self._comes_back(name, look.entry):
+            intake.hold(name, "waits until its earlier attempt has ended")
+            return None
+        running_name, history = self.ids.name_for(name, task.sha256)
+        attempt = history.attempt + 1
+        active = self._active(running_name, look.entry, task, attempt, start.node_id)
+        active.gpus = start.gpus
+        self._archive.record(
+            active.task_id,
+            "claimed",
+            durable=False,
+            attempt=active.attempt,
+            sha256=task.sha256,
+            file=name,
+            node=start.node_id,
+            uid=look.entry.uid,
+            num_cpus=active.demand.num_cpus,
+            num_gpus=active.demand.num_gpus,
+        )
+        intake.forget(name)
+        if not self._move_claimed(name, active, look.entry, intake):
+            return None
+        self.active[active.task_id] = active
+        return self._job(active, task)
+
+    def _move_claimed(self, name: str, active: Active, entry: Entry, intake: Intake) -> bool:
+        try:
+            self._spool.move(name, State.PENDING, State.RUNNING, active.name, durable=False)
+        except FileNotFoundError:
+            self._archive.record(active.task_id, "unclaimed", attempt=active.attempt)
+            return False
+        there = self._spool.entry(State.RUNNING, active.name)
+        if there is not None and there.version == entry.version:
+            return True
+        # Somebody put another file in its place in between: that one is a new task.
+        self._archive.record(active.task_id, "unclaimed", attempt=active.attempt)
+        if there is not None:
+            intake.look_at(self._spool.move(active.name, State.RUNNING, State.PENDING, name))
+        return False
+
+    def _comes_back(self, name: str, entry: Entry) -> bool:
+        """Say whether this is the file of an attempt that is still ending."""
+        active = self.active.get(task_id(name))
+        return active is not None and active.inode == entry.inode
+
+    def _active(
+        self,
+        name: str,
+        entry: Entry,
+        task: TaskFile,
+        attempt: int,
+        node_id: str,
+        *,
+        age_s: float = 0.0,
+    ) -> Active:
+        spec = task.spec
+        timeout_s = spec.timeout or self._default_timeout_s
+        grace_s = _WORKER_GRACE_S if spec.kind == "command" else 0.0
+        since_s = time.monotonic() - age_s
+        return Active(
+            task_id(name),
+            name,
+            entry.version,
+            task.sha256,
+            attempt,
+            Demand(spec.num_cpus, spec.num_gpus),
+            str(entry.uid),
+            node_id,
+            since_s + timeout_s + grace_s,
+            timeout_s,
+            since_s,
+            spec.max_retries,
+        )
+
+    # --- follow
+
+    def follow(self) -> None:
+        """Tell attempts to end whose file somebody moved out of running/ or replaced, and what took too long."""
+        now_s = time.monotonic()
+        for active in self.active.values():
+            if active.leaving or active.task_id in self.ended:
+                continue
+            if not self.has_its_file(active):
+                active.leaving = "moved"
+            elif now_s > active.deadline_s:
+                active.leaving = "timed_out"
+            else:
+                continue
+            facts = {"task_id": active.task_id, "attempt": active.attempt}
+            self._log.info("task.ending", **facts, why=active.leaving)
+            self._engine.cancel(active.task_id, active.attempt)
+
+    def has_its_file(self, active: Active) -> bool:
+        """Say whether running/ still has its bytes under its name, be it that they were written anew."""
+        entry = self._spool.entry(State.RUNNING, active.name)
+        if entry is None:
+            return False
+        if entry.version != active.version:
+            if self.sha256_of(active.name) != active.sha256:
+                return False
+            active.version = entry.version
+        return True
+
+    def sha256_of(self, name: str, state: State = State.RUNNING) -> str:
+        """Give the hash of a file's bytes; an empty text for what is gone or no plain file."""
+        try:
+            return hashlib.sha256(self._spool.read(state, name)).hexdigest()
+        except (FileNotFoundError, TaskFileError):
+            return ""
+
+    def take(self, ended: Ended) -> None:
+        """Take what the engine says of an end; what it says of an older attempt is dropped."""
+        active = self.active.get(ended.task_id)
+        if active is None or active.attempt != ended.attempt:
+            facts = {"task_id": ended.task_id, "attempt": ended.attempt, "how": ended.how}
+            self._log.warning("outcome.dropped", **facts)
+            return
+        self.ended.setdefault(ended.task_id, ended)
+
+    # --- for those that end and recover attempts
+
+    def adopt(
+        self, entry: Entry, task: TaskFile, attempt: int, node_id: str, age_s: float
+    ) -> None:
+        """Take an attempt for ours that the engine has and that an earlier daemon claimed."""
+        self.active[entry.id] = self._active(
+            entry.name, entry, task, attempt, node_id, age_s=age_s
+        )
+
+    def let_go(self, active: Active) -> None:
+        """Have no more to do with an attempt: its end is on record."""
+        self.active.pop(active.task_id, None)
+        self.ended.pop(active.task_id, None)
+        self.reasons.pop(active.name, None)
+        self.decided.append(active.task_id)
+
+    def stop(self) -> None:
+        """Let go of what ended with the engine and said nothing of its end."""
+        for task_id_ in [i for i in self.active if i not in self.ended]:
+            del self.active[task_id_]
+
+    def make_way(self, name: str) -> None:
+        """Give the next number to a file that took the name in pending/ of one that has to go on there."""
+        if self._spool.holds(State.PENDING, name):
+            other, _ = self.ids.name_for(name, "")
+            with suppress(FileNotFoundError):
+                self._spool.move(name, State.PENDING, State.PENDING, other)
+
+    def state_of_file(self, active: Active) -> State | None:
+        """Give where the attempt's file is now, or ``None`` if it is nowhere."""
+        for state, name in self._spool.where(active.task_id):
+            entry = self._spool.entry(state, name)
+            if entry is None or entry.inode != active.inode:
+                continue
+            if self.sha256_of(name, state) == active.sha256:
+                return state
+        return None

@@ -1,0 +1,201 @@
+"""How attempts end: what is put on record, where the file goes, and what is tried again."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from labd.archive import Archive
+from labd.clock import print_duration
+from labd.daemon.attempts import Active, Attempts
+from labd.daemon.intake import Intake
+from labd.daemon.telling import Once
+from labd.engine.types import Ended
+from labd.errors import JournalError, LabdError, StorageError
+from labd.log import Logger
+from labd.scheduler import retry_delay_s
+from labd.spool import Spool
+from labd.task import State
+from labd.text import printable
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What was recorded of an end, and where the file goes for it; `retry_at_s` for one that goes back to pending/."""
+
+    active: Active
+    state: State
+    retry_at_s: float = 0.0
+
+
+class Endings:
+    """Settles what the engine said of ends. All of a turn are recorded and made durable, then their files are moved."""
+
+    def __init__(self, attempts: Attempts, spool: Spool, archive: Archive, log: Logger) -> None:
+        self._attempts, self._spool, self._archive = attempts, spool, archive
+        self._log, self._once = log, Once(log)
+        self.failed = 0
+
+    def settle(self, intake: Intake) -> None:
+        """Record how attempts ended, and move their files; what the disk won't take is tried again later."""
+        decisions: list[_Decision] = []
+        for ended in list(self._attempts.ended.values()):
+            active = self._attempts.active[ended.task_id]
+            try:
+                decision = self._decide(active, ended)
+            except (StorageError, JournalError) as error:
+                self._not_settled(active, error)
+                continue
+            if decision is None:
+                self._attempts.let_go(active)
+            else:
+                decisions.append(decision)
+        if not decisions:
+            return
+        try:
+            self._archive.sync()
+        except StorageError as error:
+            for decision in decisions:
+                self._not_settled(decision.active, error)
+            return
+        for decision in decisions:
+            self._carry_out(decision, intake)
+
+    def _decide(self, active: Active, ended: Ended) -> _Decision | None:
+        """Record what became of an attempt; ``None``: its file is not ours to move any more."""
+        if active.leaving == "moved" or not self._attempts.has_its_file(active):
+            if active.end is None:
+                self._record_moved(active)
+            return None
+        if active.end is not None:
+            return _Decision(active, active.end)
+        facts: dict[str, Any] = {
+            "attempt": active.attempt,
+            "duration_s": round(time.monotonic() - active.since_s, 3),
+        }
+        if active.leaving == "timed_out":
+            limit = print_duration(active.timeout_s)
+            error = error_of("timed_out", f"took longer than its time limit of {limit}")
+            return self._finish(active, State.FAILED, facts | {"error": error})
+        if ended.how != "returned" or ended.outcome is None:
+            return self._lost(active, facts, "worker_lost", ended.reason)
+        outcome = ended.outcome
+        if outcome["outcome"] == "done":
+            return self._finish(active, State.DONE, facts | kept(outcome))
+        error = outcome.get("error") or {}
+        if error.get("retryable"):
+            return self._lost(active, facts, str(error["code"]), str(error["message"]))
+        return self._finish(active, State.FAILED, facts | kept(outcome))
+
+    def _finish(self, active: Active, state: State, facts: Mapping[str, Any]) -> _Decision:
+        error = facts.get("error")
+        if error and (self._archive.result(active.task_id) or {}).get("attempt") != active.attempt:
+            self._archive.write_result(
+                active.task_id,
+                {
+                    "task_id": active.task_id,
+                    "attempt": active.attempt,
+                    "outcome": state.value,
+                    "error": error,
+                },
+            )
+        self._archive.record(active.task_id, state.value, durable=False, **facts)
+        active.end = state
+        self.failed += state is State.FAILED
+        self._say_finished(active, state, facts)
+        return _Decision(active, state)
+
+    def _say_finished(self, active: Active, state: State, facts: Mapping[str, Any]) -> None:
+        error = facts.get("error")
+        say = self._log.info if state is State.DONE else self._log.error
+        say(
+            "task.finished",
+            task_id=active.task_id,
+            attempt=active.attempt,
+            state=state.value,
+            reason=error["message"] if error else None,
+            duration_s=facts["duration_s"],
+        )
+
+    def _lost(self, active: Active, facts: Mapping[str, Any], code: str, reason: str) -> _Decision:
+        """Queue a task again, within its limit: its infrastructure failed, not the task itself."""
+        if not active.loss:
+            self._archive.record(
+                active.task_id,
+                "lost",
+                durable=False,
+                attempt=active.attempt,
+                code=code,
+                reason=reason,
+            )
+            active.loss = code
+        losses = self._archive.history(active.task_id).count("lost")
+        if losses > active.max_retries:
+            what = "its worker died" if code == "worker_lost" else f"it failed ({code})"
+            times = f"{losses} time{'' if losses == 1 else 's'}"
+            message = (
+                f"{what} {times}, and max_retries is {active.max_retries}; the last time: {reason}"
+            )
+            error = error_of(code, message)
+            return self._finish(active, State.FAILED, {**facts, "error": error})
+        delay_s = retry_delay_s(losses)
+        self._log.warning(
+            "task.lost",
+            task_id=active.task_id,
+            attempt=active.attempt,
+            reason=reason,
+            retry_in_s=delay_s,
+        )
+        return _Decision(active, State.PENDING, time.time() + delay_s)
+
+    def _carry_out(self, decision: _Decision, intake: Intake) -> None:
+        active = decision.active
+        try:
+            if decision.state is State.PENDING:
+                self._attempts.make_way(active.name)
+            there = self._spool.move(active.name, State.RUNNING, decision.state, durable=False)
+        except FileNotFoundError:
+            shown = printable(active.name)
+            self._log.warning("task.moved_meanwhile", task=shown, decided=decision.state.value)
+        except StorageError as error:
+            # The end is on record: a later start or Ready moves the file on.
+            self._log.error("task.not_moved", task_id=active.task_id, reason=str(error))
+        else:
+            moved = self._spool.entry(decision.state, there)
+            if moved is not None and moved.inode != active.inode:
+                # Somebody put another file in its place in between: that one is a new task.
+                self._spool.move(there, decision.state, State.PENDING, active.name)
+            elif decision.state is State.PENDING:
+                self._attempts.let_go(active)
+                intake.retry_at(there, decision.retry_at_s)
+                return
+        self._attempts.let_go(active)
+
+    def _not_settled(self, active: Active, error: LabdError) -> None:
+        self._attempts.reasons[active.name] = f"its end could not be recorded: {error}"
+        self._once.error(
+            f"{active.task_id}: {error}",
+            "task.not_settled",
+            task_id=active.task_id,
+            reason=str(error),
+        )
+
+    def _record_moved(self, active: Active) -> None:
+        """Record what the task is by where its file is now: it left running/ under the attempt."""
+        state = self._attempts.state_of_file(active)
+        undecided = state in {State.PENDING, State.RUNNING}
+        event = "requeued" if undecided else "cancelled"
+        facts = {"attempt": active.attempt, "moved_to": state.value if state else "nowhere"}
+        self._archive.record(active.task_id, event, durable=False, **facts)
+        self._log.info("task.finished", task_id=active.task_id, state=event, **facts)
+
+
+def error_of(code: str, message: str) -> dict[str, Any]:
+    """Give an error as results and events hold it."""
+    return {"code": code, "message": message, "retryable": False}
+
+
+def kept(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the part of a worker's outcome that goes into the event of the task's end."""
+    keys = ("error", "summary", "wall_s", "gpu_s", "tokens")
+    return {key: outcome[key] for key in keys if outcome.get(key) is not None}

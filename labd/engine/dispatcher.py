@@ -1,0 +1,207 @@
+"""What submits jobs to Ray, cancels them and says how they ended; the same in a driver and in an actor.
+
+Facts on Ray 2.60 that shape this (measured): Ray's own retries run a crashing task four times, so they
+are off; a worker killed by ``ray.cancel(force=True)`` may still "return" a value, so only an outcome that
+names its own attempt counts. Of 2.7 ms of CPU a job, ``options`` cost 0.06: not worth a cache.
+"""
+
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from labd.engine.remote import run_job, warm_up
+from labd.text import printable
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class _Attempt:
+    ref: Any
+    node_id: str
+    version: str
+    since: float
+    cancelled: bool = False
+    over: bool = False
+
+
+class Dispatcher:
+    """The attempts that Ray has, by task id and attempt. One thread at a time calls `obey`; any the rest.
+
+    Args:
+        lab: ``lab`` and ``lock_path`` for `labd.engine.remote.run_job`, ``worker`` for `warm_up`, and
+            ``node_id``, the lab's own node.
+        deliver: gets each end as the facts of `labd.engine.types.Ended`; called on Ray's own thread,
+            so it must not wait. An attempt is held until `forget` is called for it.
+        archive: finds or makes the actor through which results of a job on another node come home.
+
+    """
+
+    def __init__(
+        self,
+        lab: Mapping[str, Any],
+        deliver: Callable[[dict[str, Any]], None],
+        archive: Callable[[Mapping[str, Any]], Any] = lambda _: None,
+    ) -> None:
+        self._worker = dict(lab["worker"])
+        self._node_id = lab["node_id"]
+        self._archive = archive
+        self._lab = {
+            "lab": lab["lab"],
+            "lock_path": lab["lock_path"],
+            "owner_pid": os.getpid(),
+        }
+        self._deliver = deliver
+        self._lock = threading.Lock()
+        self._attempts: dict[Key, _Attempt] = {}
+        self._run = ray.remote(run_job)
+        self._warm = ray.remote(warm_up)
+
+    def obey(self, orders: Iterable[Mapping[str, Any]]) -> None:
+        """Carry out the daemon's orders, in order."""
+        for order in orders:
+            if order["op"] == "submit":
+                self._submit(order["job"], order["version"])
+            elif order["op"] == "cancel":
+                self._cancel((order["task_id"], order["attempt"]))
+
+    def held(self) -> list[dict[str, Any]]:
+        """Give the attempts that are not forgotten, as the facts of `labd.engine.types.Held`."""
+        now = time.monotonic()
+        with self._lock:
+            return [
+                {
+                    "task_id": task_id,
+                    "attempt": number,
+                    "node_id": attempt.node_id,
+                    "age_s": now - attempt.since,
+                }
+                for (task_id, number), attempt in self._attempts.items()
+            ]
+
+    def forget(self, task_id: str, attempt: int) -> None:
+        """Let go of an attempt whose end has reached the daemon."""
+        with self._lock:
+            known = self._attempts.get((task_id, attempt))
+            if known is not None and known.over:
+                del self._attempts[task_id, attempt]
+
+    def warm(self, node_id: str, count: int, version: str, num_cpus: float = 1) -> None:
+        """Have `count` of the node's worker processes ready for their first task."""
+        warm = self._warm.options(
+            num_cpus=num_cpus, max_retries=0, scheduling_strategy=_affinity(node_id)
+        )
+        away = node_id != self._node_id
+        for _ in range(count):
+            warm.remote(self._worker, self._lab, version, away)
+
+    def _submit(self, job: dict[str, Any], version: str) -> None:
+        key = (job["task_id"], job["attempt"])
+        with self._lock:
+            if key in self._attempts:
+                return
+        try:
+            archive = self._archive(job) if job["node_id"] != self._node_id else None
+            ref = self._run.options(
+                name=f"labd:{key[0]}#{key[1]}",
+                num_cpus=job["num_cpus"],
+                num_gpus=job["num_gpus"],
+                max_retries=0,
+                scheduling_strategy=_affinity(job["node_id"]),
+            ).remote(job, self._lab, version, archive)
+        except (ValueError, TypeError) as error:
+            reason = f"Ray refused it: {printable(str(error), 200)}"
+            self._deliver(_ended(key, "lost", None, reason))
+            return
+        with self._lock:
+            self._attempts[key] = _Attempt(ref, job["node_id"], version, time.monotonic())
+        ref.future().add_done_callback(lambda future: self._ended(key, future))
+
+    def _cancel(self, key: Key) -> None:
+        with self._lock:
+            attempt = self._attempts.get(key)
+            if attempt is not None:
+                attempt.cancelled = True
+        if attempt is None:
+            self._deliver(_ended(key, "cancelled", None, "was not running"))
+        elif not attempt.over:
+            ray.cancel(attempt.ref, force=True)
+
+    def _ended(self, key: Key, future: Any) -> None:
+        with self._lock:
+            attempt = self._attempts[key]
+            attempt.over = True
+        how, outcome, reason = _judged(key, attempt, future)
+        self._deliver(_ended(key, how, outcome, reason))
+        if how != "returned":
+            # The killed worker's successor should not pay its imports when the next task comes.
+            # Not on Ray's own thread, which must not wait for Ray.
+            threading.Thread(
+                target=self.warm,
+                args=(attempt.node_id, 1, attempt.version),
+                kwargs={"num_cpus": 0.5},
+                daemon=True,
+            ).start()
+
+
+def alive_nodes(local_id: str) -> list[dict[str, Any]]:
+    """Give the cluster's machines that are alive, as the facts of `labd.engine.types.NodeInfo`."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    names = Counter(_host(node) for node in nodes)
+    return [
+        {
+            "id": node["NodeID"],
+            "name": _host(node) + (f"-{node['NodeID'][:4]}" if names[_host(node)] > 1 else ""),
+            "num_cpus": float(node["Resources"].get("CPU", 0)),
+            "num_gpus": float(node["Resources"].get("GPU", 0)),
+            "local": node["NodeID"] == local_id,
+        }
+        for node in nodes
+    ]
+
+
+def _host(node: Mapping[str, Any]) -> str:
+    return printable(node.get("NodeManagerHostname") or node["NodeManagerAddress"], 100)
+
+
+def _judged(key: Key, attempt: _Attempt, future: Any) -> tuple[str, dict[str, Any] | None, str]:
+    if attempt.cancelled:
+        return "cancelled", None, "cancelled"
+    error = future.exception()
+    if error is not None:
+        return "lost", None, _reason(error)
+    outcome = future.result()
+    if isinstance(outcome, dict) and outcome.get("attempt") == key[1]:
+        return "returned", outcome, ""
+    return "lost", None, "the worker was ended from outside"
+
+
+def _ended(key: Key, how: str, outcome: dict[str, Any] | None, reason: str) -> dict[str, Any]:
+    return {
+        "task_id": key[0],
+        "attempt": key[1],
+        "how": how,
+        "outcome": outcome,
+        "reason": reason,
+    }
+
+
+def _affinity(node_id: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def _reason(error: BaseException) -> str:
+    # Ray colours its messages and puts the worker's own error in the last line.
+    lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    chosen = (lines or [""])[-1 if "TaskError" in type(error).__name__ else 0]
+    return printable(f"{type(error).__name__}: {chosen.strip()}", 300)

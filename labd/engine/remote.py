@@ -1,0 +1,157 @@
+"""What runs in Ray's worker processes. Pickled by name: every node needs the same labd.
+
+A worker never trusts that it may run: it checks that its labd is the lab's own, and holds a share of the
+lab's lock while it works, so that a new engine can wait for what an old one left behind.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from labd import __version__
+from labd.engine.processes import sharing_lock, wait_for_any
+from labd.errors import EngineError, LabdError
+
+SCRATCH_VARIABLE = "LABD_SCRATCH"
+"""In the environment of a node's Ray: where attempts of labs on other machines have their directories."""
+
+_CALL_TIMEOUT_S = 60.0
+_EXIT_DELAY_S = 0.5
+_followed: set[int] = set()
+
+
+def run_job(
+    job: dict[str, Any], lab: Mapping[str, Any], version: str, archive: Any = None
+) -> dict[str, Any]:
+    """Run one attempt, with the GPUs that Ray assigned; give its outcome.
+
+    Args:
+        job: the attempt, as `labd.engine.types.Job` has it.
+        lab: ``lab``, the lab's own name, ``lock_path``, and ``owner_pid``, the process that submits.
+        version: the labd of the lab.
+        archive: where this node is not the lab's own, the actor (`labd.engine.service.ArchiveActor`) through
+            which results go home.
+
+    Raises:
+        EngineError: this node has another labd than the lab.
+        LabdError: not all results came home.
+
+    """
+    _require_version(version)
+    from labd import worker  # noqa: PLC0415 - late: after the version has been checked
+
+    gpus = [int(gpu) for gpu in ray.get_gpu_ids()] if job["num_gpus"] else []
+    if archive is not None:
+        return _run_away(job, gpus, _scratch(lab["lab"]), archive)
+    _follow(lab["owner_pid"])
+    with sharing_lock(Path(lab["lock_path"])):
+        return worker.run(job, gpus)
+
+
+def warm_up(config: dict[str, Any], lab: Mapping[str, Any], version: str, away: bool) -> None:  # noqa: FBT001 - Ray's arguments are best plain
+    """Have this worker process import what every task needs, before the first task comes.
+
+    Args:
+        config: what `labd.worker.warm_up` gets.
+        lab: as in `run_job`.
+        version: the labd of the lab.
+        away: whether this node is not the lab's own.
+
+    Raises:
+        EngineError: this node has another labd than the lab.
+
+    """
+    _require_version(version)
+    from labd import worker  # noqa: PLC0415 - as in `run_job`
+
+    if away:
+        worker.warm_up({**config, "results": str(_scratch(lab["lab"]))})
+        return
+    _follow(lab["owner_pid"])
+    worker.warm_up(config)
+
+
+def _follow(owner_pid: int) -> None:
+    """End this process as soon as the one that gives it work is gone.
+
+    Ray would end it too, but a working one some seconds later, and an idle one, where Ray is told to keep
+    idle workers, never.
+    """
+    if owner_pid in _followed:
+        return
+    _followed.add(owner_pid)
+
+    def watch() -> None:
+        with contextlib.suppress(ProcessLookupError):  # gone already
+            wait_for_any([owner_pid])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="owner", daemon=True).start()
+
+
+def _run_away(job: dict[str, Any], gpus: list[int], scratch: Path, archive: Any) -> dict[str, Any]:
+    """Run an attempt on a node that has no file system in common with the lab's own."""
+    from labd import worker  # noqa: PLC0415 - as in `run_job`
+    from labd.shipping import Mirror  # noqa: PLC0415 - as in `run_job`
+
+    def call(method: str, /, **data: Any) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = ray.get(
+                archive.answer.remote(method, data), timeout=_CALL_TIMEOUT_S
+            )
+        except ray.exceptions.GetTimeoutError as error:
+            raise TimeoutError("the archive did not answer") from error
+        except ray.exceptions.RayError as error:
+            raise ConnectionError(f"the archive is gone: {type(error).__name__}") from error
+        return answer
+
+    mine = threading.current_thread()
+
+    def end(error: LabdError) -> None:
+        # The work's own thread gets the error; where it waits for a command it would not for hours.
+        if threading.current_thread() is not mine:
+            sys.stderr.write(f"labd: {job['task_id']}#{job['attempt']} ends: {error}\n")
+            os._exit(1)
+
+    with Mirror(call, job, scratch / "attempts", on_lost=end) as mirror:
+        return worker.run(mirror.job, gpus, mirror.on_step)
+
+
+def _scratch(lab: str) -> Path:
+    """Give this node's own directory for a lab that lives elsewhere, made if missing.
+
+    Raises:
+        EngineError: it belongs to somebody else.
+
+    """
+    root = Path(os.environ.get(SCRATCH_VARIABLE) or f"/var/tmp/labd-{os.getuid()}")  # noqa: S108 - checked below
+    path = root / lab
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for made in (root, path):
+        facts = made.lstat()
+        if made.is_symlink() or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+            raise EngineError(
+                "somebody else may write to this directory",
+                where=str(made),
+                fix=f"Remove it, or name another in {SCRATCH_VARIABLE}",
+            )
+    return path
+
+
+def _require_version(wanted: str) -> None:
+    if wanted == __version__:
+        return
+    # labd may have been installed anew under this old process: let a successor load what is there now.
+    timer = threading.Timer(_EXIT_DELAY_S, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+    raise EngineError(
+        f"this node's labd is {__version__}, and the lab's is {wanted}",
+        fix="Install the same version on all nodes",
+    )

@@ -1,0 +1,169 @@
+"""A daemon that goes and comes back while its work goes on, on a Ray that is a service of its own."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from labd.archive import Archive
+from labd.spool import Spool
+from labd.task import State
+from tests.processes import DaemonProcess, wait_until
+from tests.rayservice import RayService
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.sandbox,
+    pytest.mark.timeout(240),
+    pytest.mark.xdist_group("restart"),
+]
+
+COUNT = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i >> beats; sleep 0.1; [ -e /work/stop ] && exit 0; done; exit 3"
+"""Beats until its directory has a file `stop`; half a minute at most."""
+
+
+@pytest.fixture(scope="module")
+def ray_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayService]:
+    service = RayService(tmp_path_factory.mktemp("ray"))
+    try:
+        service.start()
+        yield service
+    finally:
+        service.remove()
+
+
+class ServedLab:
+    """A lab on the service, and its daemon, which may come and go."""
+
+    def __init__(self, home: Path, service: RayService) -> None:
+        self.home = home
+        self.spool, self.archive = Spool(home / "spool"), Archive(home / "results")
+        (home / "config").mkdir(parents=True)
+        settings = f"ray: {{address: '{service.address}'}}\nmin_free_bytes: 1048576\n"
+        (home / "config" / "labd.yaml").write_text(settings)
+        self.spool.prepare()
+
+    def drop(self, name: str, run: str, **keys: object) -> None:
+        more = "".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items())
+        text = f"kind: command\nrun: {json.dumps(run)}\n{more}"
+        (self.home / "spool" / "pending" / f"{name}.yaml").write_text(text)
+
+    def beats(self, task: str) -> int:
+        path = self.archive.directory(task) / "files" / "beats"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def wait_beats(self, task: str, more_than: int) -> int:
+        wait_until(lambda: self.beats(task) > more_than, 60, f"more beats of {task}")
+        return self.beats(task)
+
+    def let_end(self, task: str) -> None:
+        (self.archive.directory(task) / "files" / "stop").touch()
+
+    def wait(self, task: str, state: State) -> None:
+        wait_until(lambda: self.spool.holds(state, f"{task}.yaml"), 60, f"{task} in {state}/")
+
+    def events(self, task: str) -> list[str]:
+        return [str(e["event"]) for e in self.archive.history(task).events]
+
+
+@pytest.fixture
+def served(tmp_path: Path, ray_service: RayService) -> Iterator[ServedLab]:
+    old = {name: os.environ.get(name) for name in ray_service.env}
+    os.environ.update(ray_service.env)
+    try:
+        yield ServedLab(tmp_path / "home", ray_service)
+    finally:
+        for name, value in old.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+Start = Callable[[Path], DaemonProcess]
+
+
+def killed_under(served: ServedLab, daemon: Start, task: str) -> None:
+    """SIGKILL a daemon when its task runs."""
+    first = daemon(served.home)
+    served.drop(task, COUNT)
+    served.wait_beats(task, 3)
+    first.process.kill()
+    first.process.wait(10)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_the_daemon_costs_running_work_nothing(
+    served: ServedLab, daemon: Start, how: signal.Signals
+) -> None:
+    first = daemon(served.home)
+    served.drop("long", COUNT)
+    seen = served.wait_beats("long", 3)
+    os.kill(first.process.pid, how)
+    assert first.process.wait(10) == (0 if how is signal.SIGTERM else -signal.SIGKILL)
+    assert served.spool.holds(State.RUNNING, "long.yaml")
+    seen = served.wait_beats("long", seen + 5)
+
+    second = daemon(served.home)
+    wait_until(lambda: second.said("task.adopted"), 60, "the adoption")
+    seen = served.wait_beats("long", seen + 5)
+    served.let_end("long")
+    served.wait("long", State.DONE)
+    assert served.events("long") == ["claimed", "done"]
+    assert second.stop() == 0
+
+
+def test_work_that_ended_with_no_daemon_about_is_taken_as_it_ended(
+    served: ServedLab, daemon: Start
+) -> None:
+    first = daemon(served.home)
+    served.drop("good", COUNT)
+    served.drop("bad", "sleep 1; exit 7")
+    served.wait_beats("good", 3)
+    wait_until(lambda: served.spool.holds(State.RUNNING, "bad.yaml"), 30, "bad to run")
+    first.process.kill()
+    first.process.wait(10)
+    served.let_end("good")
+    for task in ("good", "bad"):
+        path = served.archive.directory(task) / "result.json"
+        wait_until(path.exists, 30, f"the result of {task}")
+    daemon(served.home)
+    served.wait("good", State.DONE)
+    served.wait("bad", State.FAILED)
+    assert served.events("good") == ["claimed", "done"]
+    assert served.events("bad") == ["claimed", "failed"]
+
+
+def test_a_worker_that_died_with_no_daemon_about_is_a_loss_and_tried_again(
+    served: ServedLab, daemon: Start
+) -> None:
+    killed_under(served, daemon, "robust")
+    for process in psutil.process_iter(["cmdline"]):
+        if "ray::labd:robust" in " ".join(process.info["cmdline"] or ()):
+            process.kill()
+    daemon(served.home)
+    wait_until(lambda: served.archive.history("robust").attempt == 2, 60, "attempt 2")
+    served.let_end("robust")
+    served.wait("robust", State.DONE)
+    assert served.events("robust") == ["claimed", "lost", "claimed", "done"]
+
+
+def test_a_task_that_was_moved_away_with_no_daemon_about_is_ended(
+    served: ServedLab, daemon: Start
+) -> None:
+    killed_under(served, daemon, "unwanted")
+    spool = served.home / "spool"
+    shutil.move(spool / "running" / "unwanted.yaml", spool / "cancelled" / "unwanted.yaml")
+    second = daemon(served.home)
+    wait_until(lambda: second.said("attempt.unwanted"), 60, "the order to end")
+
+    beats = served.archive.directory("unwanted") / "files" / "beats"
+
+    def still() -> bool:
+        return time.time() - beats.stat().st_mtime > 1.5
+
+    wait_until(still, 30, "the end of its processes")
+    assert served.spool.holds(State.CANCELLED, "unwanted.yaml")
