@@ -12,7 +12,8 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from labd.errors import ConfigError, LabdError, SandboxError, StorageError, Task
 from labd.files import JsonLines
 from labd.journal import Journal
 from labd.log import Logger, file_logger
-from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig, SandboxResult
+from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig, SandboxResult, sweep
 from labd.task import TaskFile, TaskSpec, parse_task
 from labd.template import Template, load_template
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from labd.research.sweep import Brief
 
 _FAILURE_PAUSE_S = 0.5
+_PRIME_AFTER_S = 0.05
 _DEADLINE_SHARE = (
     0.8  # of the task's timeout, after which the search stops and the paper is written
 )
@@ -86,11 +88,47 @@ def run(
     return _keep(job, outcome)
 
 
+class _Primer:
+    """Has a sandbox wait for the next command, once this process has had nothing to do for a moment.
+
+    Not at once: where one command follows the other, starting ahead only costs (1.9 ms of CPU a run, measured).
+    """
+
+    def __init__(self, ahead: Ahead) -> None:
+        self.ahead = ahead
+        self._idle_since: float | None = None
+        self._changed = threading.Event()
+        threading.Thread(target=self._prime_when_idle, name="labd-primer", daemon=True).start()
+
+    @contextmanager
+    def busy(self) -> Iterator[Ahead]:
+        """Run a command in the block."""
+        self._idle_since = None
+        try:
+            yield self.ahead
+        finally:
+            self._idle_since = time.monotonic()
+            self._changed.set()
+
+    def _prime_when_idle(self) -> None:
+        while True:
+            self._changed.wait()
+            self._changed.clear()
+            time.sleep(_PRIME_AFTER_S)
+            idle_since = self._idle_since
+            if idle_since is None:
+                continue
+            if time.monotonic() - idle_since < _PRIME_AFTER_S:
+                self._changed.set()
+            else:
+                self.ahead.prime()
+
+
 @dataclass(slots=True)
 class _Kept:
     """What this process keeps from one attempt to the next."""
 
-    ahead: Ahead | None = None
+    primer: _Primer | None = None
 
 
 _kept = _Kept()
@@ -103,16 +141,19 @@ def warm_up(config: Mapping[str, Any]) -> None:
         config: ``results`` (the directory of all results, on this machine) and ``sandbox``, as in a job.
 
     """
-    if _kept.ahead is not None:
+    if _kept.primer is not None:
         return
     settings = config["sandbox"]
     sandbox = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
     sandbox.gaps()
+    sandbox.end_stuck()
+    sweep(Path(config["results"]) / AHEAD)
     # Time and room on the disk are each run's own; a sandbox that waits has only the other limits.
     limits = limits_of(settings, wall_s=1.0, room_bytes=settings["disk_bytes"])
-    _kept.ahead = Ahead(sandbox, Path(config["results"]) / AHEAD, limits=limits)
-    _kept.ahead.prime()
-    atexit.register(_kept.ahead.close)
+    ahead = Ahead(sandbox, Path(config["results"]) / AHEAD, limits=limits)
+    ahead.prime()
+    atexit.register(ahead.close)
+    _kept.primer = _Primer(ahead)
 
 
 def _guarded(work: Callable[[], _Did], *, started: bool = False) -> _Did:
@@ -190,17 +231,18 @@ def _warn(results: Path, warnings: Sequence[str], job: Mapping[str, Any]) -> Non
 def _command(job: Mapping[str, Any], task: TaskFile, gpus: Sequence[int]) -> _Did:
     results = Path(job["results_dir"])
     _warn(results, task.spec.warnings(), job)
-    try:
-        report = _run_command(job, task, gpus, results)
-    finally:
-        if _kept.ahead is not None:
-            _kept.ahead.prime()
+    with _kept.primer.busy() if _kept.primer else nullcontext() as ahead:
+        report = _run_command(job, task, gpus, results, ahead)
     facts = {**report.facts, "summary": [report.summary]}
     return _Did(facts, report.error, report.disturbed)
 
 
 def _run_command(
-    job: Mapping[str, Any], task: TaskFile, gpus: Sequence[int], results: Path
+    job: Mapping[str, Any],
+    task: TaskFile,
+    gpus: Sequence[int],
+    results: Path,
+    ahead: Ahead | None,
 ) -> Report:
     return run_command(
         task,
@@ -214,7 +256,7 @@ def _run_command(
         ),
         allow_network=job["allow_network"],
         limits=limits_of(job["sandbox"], wall_s=job["timeout_s"], room_bytes=_room(job)),
-        ahead=_kept.ahead,
+        ahead=ahead,
     )
 
 

@@ -79,6 +79,29 @@ def pids_with(marker: str) -> list[int]:
     return found
 
 
+def sandboxes_of(pid: int) -> list[psutil.Process]:
+    """Give the bubblewraps that a process started, and all that runs in them, as far as they are there."""
+    try:
+        outer = [p for p in psutil.Process(pid).children() if p.name() == "bwrap"]
+        return outer + [child for p in outer for child in p.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def commands_of(pid: int, marker: str) -> list[psutil.Process]:
+    """Give what carries the marker in the sandboxes of a process, which may carry it itself, as may what it forks."""
+    marked = pids_with(marker)
+    return [p for p in sandboxes_of(pid) if p.pid in marked]
+
+
+def is_dead(process: psutil.Process) -> bool:
+    """Say whether a process has ended, though perhaps nobody has asked for its exit code yet."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 20) -> T:
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -369,10 +392,11 @@ def test_signals_that_we_block_are_not_blocked_in_a_run(
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run_blocked)
         try:
-            wait_for(lambda: len(pids_with(marker)) >= 3, "the run")
+            wait_for(lambda: pids_with(marker), "the run")
+            tree = sandboxes_of(os.getpid())
+            assert len(tree) >= 3
             masks = [
-                Path(f"/proc/{pid}/status").read_text().split("SigBlk:\t")[1]
-                for pid in pids_with(marker)
+                Path(f"/proc/{each.pid}/status").read_text().split("SigBlk:\t")[1] for each in tree
             ]
         finally:
             cancelled.set()
@@ -389,21 +413,33 @@ def test_the_user_outside_is_never_root(sandbox: Sandbox, work: Path, marker: st
         argv = ["sh", "-c", "sleep 60; :", marker]
         future = pool.submit(sandbox.run, argv, workdir=work, limits=QUICK, cancelled=cancelled)
         try:
+            wait_for(lambda: pids_with(marker), "the run")
             # bubblewrap, the shell that waits, and the command.
-            wait_for(lambda: len(pids_with(marker)) >= 3, "the run")
-            uids = {_uids(pid) for pid in pids_with(marker)}
+            tree = [each.pid for each in sandboxes_of(os.getpid())]
+            assert len(tree) >= 3
+            uids = {_uids(pid) for pid in tree}
+            groups = {_field(pid, "Groups").strip() for pid in tree}
+            could = {_field(pid, name) for pid in tree for name in ("CapPrm", "CapInh", "CapAmb")}
+            outer_could = _field(tree[0], "CapBnd")
         finally:
             cancelled.set()
         result = future.result(20)
     assert pids_with(marker) == []
     assert uids == {(64123 if os.geteuid() == 0 else os.geteuid(),) * 4}
+    assert could == {"0" * 16}
+    if os.geteuid() == 0:
+        assert groups == {""}
+        assert outer_could == "0" * 16
     assert (result.ending, result.exit_code) == (Ending.CANCELLED, None)
+
+
+def _field(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/status").read_text().split(f"{name}:\t")[1].split("\n")[0]
 
 
 def _uids(pid: int) -> tuple[int, ...]:
     """Real, effective, saved and file system user."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return tuple(map(int, text.split("Uid:\t")[1].split("\n")[0].split()))
+    return tuple(map(int, _field(pid, "Uid").split()))
 
 
 # Limits
@@ -761,7 +797,8 @@ def test_a_missing_directory_is_named(sandbox: Sandbox, tmp_path: Path) -> None:
             "proc",
             "systempaths=unconfined",
         ),
-        ("setpriv: setresuid failed: Invalid argument", "uid", "uid"),
+        ("[Errno 22] setresuid: Invalid argument", "uid", "uid"),
+        ("prlimit: Operation not permitted", "limits", "security module"),
         ("[Errno 1] unshare: Operation not permitted", "root", "ordinary user"),
         ("something new", "start", "bwrap"),
     ],
@@ -828,20 +865,26 @@ def drive(python: Sequence[str], work: Path, argv: Sequence[str]) -> subprocess.
 def test_the_whole_tree_dies_with_a_killed_daemon(work: Path, marker: str) -> None:
     script = "(setsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' $0 &) ; sleep 60; :"
     with drive([sys.executable], work, ["sh", "-c", script, marker]) as daemon:
-        # The shell and its detached child carry the marker, as do the daemon and the sandbox's process 1.
-        wait_for(lambda: len(pids_with(marker)) >= 5, "the run")
+        # The shell and its detached child.
+        wait_for(lambda: len(commands_of(daemon.pid, marker)) >= 2, "the run")
+        tree = sandboxes_of(daemon.pid)
+        assert len(tree) >= 4
         daemon.kill()
         daemon.wait(20)
-        wait_for(lambda: not pids_with(marker), "the end of the tree")
+        wait_for(lambda: all(is_dead(each) for each in tree), "the end of the tree")
+        assert pids_with(marker) == []
 
 
 def test_an_interrupted_caller_leaves_nothing_behind(work: Path, marker: str) -> None:
     with drive(
         [sys.executable], work, ["sh", "-c", "trap '' INT TERM; sleep 60; :", marker]
     ) as daemon:
-        wait_for(lambda: len(pids_with(marker)) >= 4, "the run")
+        wait_for(lambda: commands_of(daemon.pid, marker), "the run")
+        tree = sandboxes_of(daemon.pid)
+        assert len(tree) >= 3
         daemon.send_signal(signal.SIGINT)
         answer, _ = daemon.communicate(timeout=30)
+    assert all(is_dead(each) for each in tree)
     assert pids_with(marker) == []
     assert "KeyboardInterrupt" in answer
 
@@ -888,6 +931,43 @@ def test_an_ordinary_user_needs_no_privilege(user_work: Path) -> None:
     assert "secret" not in answer
     assert (user_work / "out").read_text() == "hello\n"
     assert (user_work / "out").stat().st_uid == 1001
+
+
+USER = """
+import sys
+from pathlib import Path
+from labd.sandbox import Ahead, Limits, Sandbox
+home = Path(sys.argv[1])
+sandbox = Sandbox()
+ahead = Ahead(sandbox, home / "base", limits=Limits())
+ahead.prime()
+ahead._spare._settled.wait(20)
+(prepared,) = [path for path in (home / "base").iterdir() if path.is_dir()]
+inode = prepared.stat().st_ino
+result = sandbox.run(["sh", "-c", "id -u; echo x >out"], workdir=home / "w", limits=Limits(), ahead=ahead)
+ahead.close()
+assert (home / "w").stat().st_ino == inode
+assert list((home / "base").iterdir()) == []
+print(result.exit_code, result.output, (home / "w" / "out").stat().st_uid)
+"""
+
+
+@needs_root_and_a_system_python
+def test_an_ordinary_users_sandbox_starts_ahead_too(user_work: Path) -> None:
+    done = subprocess.run(
+        [*AS_USER, SYSTEM_PYTHON, "-c", USER, str(user_work)],
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("0 1000\n 1001\n", "")
 
 
 @needs_root_and_a_system_python

@@ -29,7 +29,7 @@ def waiting():
         if found:
             return found
         time.sleep(0.01)
-    raise SystemExit("no sandbox waits: " + worker._kept.ahead.trouble())
+    raise SystemExit("no sandbox waits: " + worker._kept.primer.ahead.trouble())
 
 for job in jobs:
     (spare,) = waiting()

@@ -134,10 +134,12 @@ def run_command(
         out_of_memory = result.exit_code == -signal.SIGKILL and _oom_kills() > kills_before
         kept = settle(files, task.spec.outputs if result.exit_code == 0 else None)
         error = _error(result, limits, out_of_memory=out_of_memory)
-        changed = Unsynced()
-        changed.note(file=attempt.results / LOG)
-        changed.sync()
-    return _report(result, kept, (attempt.results / LOG).stat().st_size, error)
+        output_bytes = (attempt.results / LOG).stat().st_size
+        if output_bytes:
+            changed = Unsynced()
+            changed.note(file=attempt.results / LOG)
+            changed.sync()
+    return _report(result, kept, output_bytes, error)
 
 
 def _argv(task: TaskFile) -> list[str]:

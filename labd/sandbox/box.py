@@ -6,8 +6,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,18 +14,24 @@ from typing import Any
 
 from labd.errors import SandboxError, StorageError
 from labd.sandbox import gaps as find
-from labd.sandbox.command import binds_of, environment, inner, interpreter, options, syscall_filter
-from labd.sandbox.launch import Command, start
+from labd.sandbox.ahead import Ahead
+from labd.sandbox.command import binds_of, environment, options, syscall_filter
+from labd.sandbox.held import StartFailed, held
+from labd.sandbox.interpreter import WORK, interpreter
+from labd.sandbox.launch import Command
+from labd.sandbox.meter import Meter
 from labd.sandbox.model import Ending, Gap, Limits, Request, SandboxConfig, SandboxResult
 from labd.sandbox.output import Output
-from labd.sandbox.supervise import Seen, StartFailed, supervise
-from labd.sandbox.workdir import hand_over, take_back
+from labd.sandbox.script import MAX_TEXT_BYTES, rlimits, script
+from labd.sandbox.stuck import end_stuck
+from labd.sandbox.supervise import Order, Seen, follow
+from labd.sandbox.thread import OwnThread
+from labd.sandbox.workdir import Usage, hand_over, take_back
 from labd.text import printable
 
 _PROBE_LIMITS = Limits(
     wall_s=5, memory_bytes=2**28, processes=16, disk_bytes=2**20, output_bytes=2**16
 )
-_MAX_TEXT = 100_000
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -44,10 +49,14 @@ class Sandbox:
         """Give the promises that can't be kept on this host; none is the normal case. Tried once, then remembered."""
         with self._mutex:
             if self._gaps is None:
-                found = find.of_tools(self._config.bwrap, root=self._uid is not None)
+                found = find.of_tools(self._config.bwrap)
                 missing = {gap.name for gap in found} - {"seccomp"}
                 self._gaps = found if missing else found + self._probe()
             return list(self._gaps)
+
+    def end_stuck(self) -> int:
+        """End what bubblewraps of this user left behind that were killed with their workers; give how many."""
+        return end_stuck(os.geteuid() if self._uid is None else self._uid)
 
     def run(
         self,
@@ -60,15 +69,27 @@ class Sandbox:
         gpus: Sequence[int] = (),
         log: Path | None = None,
         cancelled: threading.Event | None = None,
+        network: bool = False,
+        cwd: str = WORK,
+        ahead: Ahead | None = None,
     ) -> SandboxResult:
         """Run a command, and give how it went when every process of it is dead.
 
-        `workdir` is ``/work`` inside, the current directory and all that the run can write; afterwards
-        it holds plain files, directories, and links that stay inside. `read_only` maps places inside to
+        `workdir` is ``/work`` inside, and all that the run can write; afterwards it holds plain
+        files, directories, and links that stay inside. `cwd` is the place inside where the command starts; a run
+        whose place is not there ends with 127, as one without a command does. `read_only` maps places inside to
         files or directories of the host, which others must be allowed to read where labd is root; one
         below ``/work`` needs a file or directory there to lie over, or leaves an empty one. ``python`` as
         the first word is labd's own interpreter. `env` comes over what the sandbox sets itself.
         `log` gets the output, kept as in the result. Setting `cancelled` kills the run.
+
+        With `network` the run has the host's own network: all that the host reaches, its services on the
+        loopback, and its abstract unix sockets, among which may be a display server's, a message bus's or a
+        container runtime's. Its own files of names and TLS certificates are shown.
+
+        `ahead` lends the run a sandbox that is started already, if it holds a fitting one; that changes
+        nothing but the time it takes, and that `workdir` gets a new inode. With `ahead`, `workdir` is made where
+        only its last part is not there.
 
         Where labd runs as root, `workdir` belongs to the sandbox's uid while the run lasts.
 
@@ -79,14 +100,19 @@ class Sandbox:
 
         """
         self._refuse_gaps()
-        asked = Request(tuple(argv), workdir, dict(read_only), dict(env), limits, tuple(gpus))
+        asked = Request(
+            tuple(argv), workdir, dict(read_only), dict(env), limits, tuple(gpus), network, cwd
+        )
+        if ahead is not None:
+            with suppress(FileExistsError, FileNotFoundError):
+                workdir.mkdir()
         request = _checked(asked, root=self._uid is not None)
         if log is not None and log.parent.resolve().is_relative_to(request.workdir):
             raise SandboxError(
                 f"the log {log} lies where the run can write", fix="Put it outside the workdir"
             )
         try:
-            return self._run(request, log, cancelled or threading.Event())
+            return self._run(request, log, cancelled or threading.Event(), ahead)
         except StartFailed as error:
             gap = find.of_start(str(error))
             raise SandboxError(gap.what, where=gap.name, fix=gap.fix) from error
@@ -104,36 +130,44 @@ class Sandbox:
                 fix=". ".join(dict.fromkeys(gap.fix for gap in open_gaps)),
             )
 
+    def recipe(self, request: Request) -> tuple[Command, int | None]:
+        """Give how to start a sandbox for a request, and as which user (``None``: as ourselves).
+
+        Raises:
+            SandboxError: the host can't keep a promise, or the request can't be met.
+
+        """
+        self._refuse_gaps()
+        return self._command(_checked(request, root=self._uid is not None)), self._uid
+
     def _run(
-        self, request: Request, log: Path | None, cancelled: threading.Event
+        self,
+        request: Request,
+        log: Path | None,
+        cancelled: threading.Event,
+        ahead: Ahead | None = None,
     ) -> SandboxResult:
-        with (
-            _directory(request.workdir) as workdir_fd,
-            Output(request.limits.output_bytes, log) as output,
-        ):
-            before = os.fstat(workdir_fd)
-            owner = None if self._uid is None else (before.st_uid, before.st_gid)
+        ours = request.argv[:1] == ("python",)
+        words = (interpreter().executable, *request.argv[1:]) if ours else request.argv
+        text = script(words, request.env, request.cwd)
+        with Output(request.limits.output_bytes, log) as output, ExitStack() as opened:
+            spare = None if ahead is None else ahead.take(self, request)
+            if spare is not None:
+                opened.callback(spare.end)
+            workdir_fd = opened.enter_context(_directory(request.workdir))
+            owner = _owner(workdir_fd) if spare is None else spare.owner()
+            order = Order(text, request.limits, workdir_fd, output, cancelled)
             try:
-                self._hand_over(workdir_fd)
-                seen = self._supervised(request, workdir_fd, output, cancelled)
+                seen = None if spare is None else spare.run(order)
+                if seen is None:
+                    self._hand_over(workdir_fd)
+                    seen = self._supervised(request, order)
             finally:
                 run_uid = os.geteuid() if self._uid is None else self._uid
-                used, removed = take_back(workdir_fd, run_uid, owner)
-            ending, exit_code = seen.ending, seen.exit_code
-            too_much = (
-                used.size_bytes > request.limits.disk_bytes or used.files > request.limits.files
-            )
-            if ending is Ending.EXITED and too_much:
-                ending, exit_code = Ending.DISK_LIMIT, None
-            return SandboxResult(
-                ending=ending,
-                exit_code=exit_code,
-                wall_s=seen.wall_s,
-                cpu_s=seen.cpu_s,
-                peak_memory_bytes=seen.peak_memory_bytes,
-                output=output.finish(),
-                removed=removed,
-            )
+                used, removed = take_back(
+                    workdir_fd, run_uid, None if self._uid is None else owner
+                )
+            return _result(seen, request.limits, used, removed, output)
 
     def _hand_over(self, workdir_fd: int) -> None:
         if self._uid is None:
@@ -143,32 +177,19 @@ class Sandbox:
         except OSError as error:
             raise StartFailed(f"chown to {self._uid}: {error.strerror}") from error
 
-    def _supervised(
-        self, request: Request, workdir_fd: int, output: Output, cancelled: threading.Event
-    ) -> Seen:
+    def _supervised(self, request: Request, order: Order) -> Seen:
         command = self._command(request)
-        interrupted = threading.Event()
-
-        def stop() -> bool:
-            return cancelled.is_set() or interrupted.is_set()
 
         def whole() -> Seen:
-            try:
-                started = start(command, self._uid)
-            except OSError as error:
-                raise StartFailed(str(error)) from error
-            return supervise(started, request.limits, workdir_fd, output, stop)
+            with (
+                held(command, self._uid) as (sandbox, init_pid),
+                Meter(init_pid, order.workdir_fd) as meter,
+            ):
+                return follow(sandbox, meter, order)
 
         if self._uid is None:
             return whole()
-        with ThreadPoolExecutor(1, "labd-sandbox") as thread:
-            future = thread.submit(whole)
-            try:
-                return future.result()
-            except BaseException:
-                # What interrupts the caller, a KeyboardInterrupt say, doesn't reach that thread by itself.
-                interrupted.set()
-                raise
+        return OwnThread(whole, "labd-sandbox").result(order.interrupted)
 
     def _command(self, request: Request) -> Command:
         python = interpreter()
@@ -177,7 +198,7 @@ class Sandbox:
             bwrap=self._config.bwrap,
             binds=binds,
             options=lambda sources: options(request, python, binds, sources, nested=self._nested),
-            inner=inner(request, python),
+            rlimits=rlimits(request.limits, gpus=bool(request.gpus)),
             syscall_filter=syscall_filter(),
         )
 
@@ -200,9 +221,9 @@ class Sandbox:
             workdir = Path(name) / "work"
             workdir.mkdir()
             argv = ("sh", "-c", find.PROBE, "sh", str(canary))
-            request = Request(argv, workdir, {}, {}, _PROBE_LIMITS, ())
+            request = Request(argv, workdir, {}, {}, _PROBE_LIMITS)
             output = self._run(request, None, threading.Event()).output
-        names = environment(request, interpreter())
+        names = environment(interpreter(), network=False)
         return find.of_probe(output, names, filtered=syscall_filter() is not None)
 
 
@@ -223,20 +244,37 @@ def _checked(request: Request, *, root: bool) -> Request:
             raise SandboxError(
                 "a run may not read this input", where=printable(str(source)), fix=fix
             )
-    texts = (*request.argv, *request.env, *request.env.values(), *read_only)
-    named = all(name and "=" not in name for name in request.env)
-    if (
-        not request.argv
-        or not named
-        or any("\0" in text or len(text) >= _MAX_TEXT for text in texts)
-    ):
+    if any("\0" in place or len(place) > MAX_TEXT_BYTES for place in read_only):
         raise SandboxError(
-            "a command, an environment or the place of an input is not one",
-            fix=f"No NUL bytes, no text of {_MAX_TEXT} characters, no = in names, and at least one word",
+            "the place of an input is not one",
+            fix=f"No NUL bytes, and at most {MAX_TEXT_BYTES} characters",
         )
     if any(index < 0 for index in request.gpus):
         raise SandboxError(f"GPUs are numbered from 0, got {request.gpus}")
     return replace(request, workdir=workdir, read_only=read_only)
+
+
+def _result(
+    seen: Seen, limits: Limits, used: Usage, removed: int, output: Output
+) -> SandboxResult:
+    ending, exit_code = seen.ending, seen.exit_code
+    too_much = used.size_bytes > limits.disk_bytes or used.files > limits.files
+    if ending is Ending.EXITED and too_much:
+        ending, exit_code = Ending.DISK_LIMIT, None
+    return SandboxResult(
+        ending=ending,
+        exit_code=exit_code,
+        wall_s=seen.wall_s,
+        cpu_s=seen.cpu_s,
+        peak_memory_bytes=seen.peak_memory_bytes,
+        output=output.finish(),
+        removed=removed,
+    )
+
+
+def _owner(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_uid, status.st_gid
 
 
 @contextmanager

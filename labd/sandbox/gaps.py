@@ -9,7 +9,8 @@ import subprocess
 from collections.abc import Collection
 
 from labd.errors import SandboxError
-from labd.sandbox.command import interpreter, syscall_filter
+from labd.sandbox.command import syscall_filter
+from labd.sandbox.interpreter import interpreter
 from labd.sandbox.model import Gap
 
 _TOOL_TIMEOUT_S = 5.0
@@ -32,11 +33,18 @@ _OTHER_USER = (
 _POWERLESS = (
     "Here root is not allowed what root is: run labd as an ordinary user, or outside the container"
 )
+_CONFINED = (
+    "Leave labd free to set resource limits: see the security module's log (dmesg, journalctl)"
+)
 _REMEDIES = (
     ("unshare: ", "root", _POWERLESS),
     ("mount: ", "root", _POWERLESS),
+    ("prctl: ", "root", _POWERLESS),
     ("chown to", "uid", _OTHER_USER),
-    ("setpriv: ", "uid", _OTHER_USER),
+    ("setgroups: ", "uid", _OTHER_USER),
+    ("setresgid: ", "uid", _OTHER_USER),
+    ("setresuid: ", "uid", _OTHER_USER),
+    ("prlimit: ", "limits", _CONFINED),
     ("mount proc", "proc", _MASKED_PROC),
     ("uid map", "userns", _UNPRIVILEGED),
     ("namespace", "userns", _UNPRIVILEGED),
@@ -52,7 +60,7 @@ unshare -U true 2>/dev/null && echo userns:made
 echo probe:done"""
 
 
-def of_tools(bwrap: str, *, root: bool) -> list[Gap]:
+def of_tools(bwrap: str) -> list[Gap]:
     """Give the gaps that show before anything is started."""
     gaps = []
     if not shutil.which(bwrap):
@@ -60,10 +68,6 @@ def of_tools(bwrap: str, *, root: bool) -> list[Gap]:
     elif (version := _version(bwrap)) < _MIN_VERSION:
         shown = ".".join(map(str, version)) or "unknown"
         gaps.append(Gap("bwrap", f"{bwrap} has version {shown}, below 0.8", _INSTALL))
-    tools = {"prlimit": "/usr/bin:/bin", **({"setpriv": None} if root else {})}
-    for tool, path in tools.items():
-        if not shutil.which(tool, path=path):
-            gaps.append(Gap(tool, f"{tool} is not installed", "Install util-linux"))
     if syscall_filter() is None:
         what = "there is no filter of system calls for this machine"
         gaps.append(Gap("seccomp", what, "Run experiments on x86_64 or aarch64"))

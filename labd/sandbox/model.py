@@ -96,7 +96,10 @@ class SandboxResult:
     cpu_s: float
     """User and system time of all processes."""
     peak_memory_bytes: int | None
-    """Largest sum seen by polling, shared pages counted once; ``None`` if the run was too short to see."""
+    """Largest sum seen by polling, shared pages counted once; or the peak of the largest single process, where
+    that is more, or polling saw nothing. ``None`` if the run was too short to see, and its largest process smaller
+    than labd itself: the kernel counts labd's own peak as the sandbox's, so that less says nothing.
+    """
     output: str
     """Standard output and error as they came, what was cut stated."""
     removed: int = 0
@@ -121,4 +124,8 @@ class Request:
     read_only: Mapping[str, Path]
     env: Mapping[str, str]
     limits: Limits
-    gpus: tuple[int, ...]
+    gpus: tuple[int, ...] = ()
+    network: bool = False
+    """The host's own network, with all that the host reaches."""
+    cwd: str = "/work"
+    """A place inside, where the command starts."""
