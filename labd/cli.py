@@ -159,8 +159,9 @@ def list_tasks(
                 f"{name!r} is not one of {', '.join(known)}", param_hint="--state"
             )
     lab = _lab()
-    views = lab.tasks(tuple(State(name) for name in state or known), limit, label)
-    counts = {s.value: n for s, n in lab.counts().items()}
+    counted = lab.counts()
+    views = lab.tasks(tuple(State(name) for name in state or known), limit, label, counted)
+    counts = {s.value: n for s, n in counted.items()}
     status = lab.status()
     data = {
         "tasks": [view.as_json() for view in views],

@@ -117,20 +117,23 @@ class Lab:
 
     def counts(self) -> dict[State, int]:
         """Count the tasks in each state."""
-        return {state: len(self._spool.names(state)) for state in State}
+        return {state: self._spool.count(state) for state in State}
 
     def tasks(
         self,
         states: tuple[State, ...] = tuple(State),
         limit: int = 50,
         label: str | None = None,
+        counts: Mapping[State, int] | None = None,
     ) -> list[TaskView]:
         """Give at most `limit` tasks of each state, running first, then those next to start, then the last to end.
 
         Of a directory of more than 20,000 files only those are looked at that the daemon would start
         next, or that labd moved there last. With a `label`, at most 5,000 files of each state are read.
+        `counts`: what `counts` gave, where that was asked for already.
         """
         facts = self.status().facts
+        lengths = counts or self.counts()
         order = [
             s
             for s in (State.RUNNING, State.PENDING, State.FAILED, State.CANCELLED, State.DONE)
@@ -139,7 +142,9 @@ class Lab:
         views: list[TaskView] = []
         for state in order:
             found: list[TaskView] = []
-            for entry in islice(self._in_order(state, facts), _MAX_READ if label else None):
+            for entry in islice(
+                self._in_order(state, facts, lengths[state]), _MAX_READ if label else None
+            ):
                 view = self._view(state, entry, facts)
                 if label is None or label in view.labels:
                     found.append(view)
@@ -148,19 +153,19 @@ class Lab:
             views += found
         return views
 
-    def _in_order(self, state: State, facts: dict[str, Any]) -> Iterator[Entry]:
-        names = self._spool.names(state)
-        if len(names) > _LONG and state.decided:
+    def _in_order(self, state: State, facts: dict[str, Any], length: int) -> Iterator[Entry]:
+        if length > _LONG and state.decided:
             yield from self._spool.recent(state, _LONG)
             return
+        first = [str(name) for name in facts.get("next", [])] if state is State.PENDING else []
+        if length <= _LONG:
+            first += sorted(set(self._spool.names(state)) - set(first))
+        entries = (self._spool.entry(state, name) for name in first)
+        found = (entry for entry in entries if entry is not None)
         if state is State.PENDING:
-            first = [str(name) for name in facts.get("next", [])]
-            rest = () if len(names) > _LONG else sorted(set(names) - set(first))
-            names = [*first, *rest]
-        entries = [e for name in names if (e := self._spool.entry(state, name)) is not None]
-        if state is not State.PENDING:
-            entries.sort(key=lambda e: e.moved_ns, reverse=True)
-        yield from entries
+            yield from found
+        else:
+            yield from sorted(found, key=lambda e: e.moved_ns, reverse=True)
 
     def find(self, wanted: str) -> TaskView:
         """Give the task with this id, or the only one whose id begins so.

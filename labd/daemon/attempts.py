@@ -131,6 +131,10 @@ class Attempts:
         attempt = history.attempt + 1
         active = self._active(running_name, look.entry, task, attempt, start.node_id)
         active.gpus = start.gpus
+        if history.events and history.events[-1]["event"] == "claimed":
+            # It was brought back while nobody looked, or its claim was cut short: say so.
+            facts = {"attempt": history.attempt, "moved_to": State.PENDING.value}
+            self._archive.record(active.task_id, "requeued", durable=False, **facts)
         self._archive.record(
             active.task_id,
             "claimed",

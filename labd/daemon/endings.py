@@ -77,15 +77,22 @@ class Endings:
             limit = print_duration(active.timeout_s)
             error = error_of("timed_out", f"took longer than its time limit of {limit}")
             return self._finish(active, State.FAILED, facts | {"error": error})
-        if ended.how != "returned" or ended.outcome is None:
+        outcome = self._outcome(active, ended)
+        if outcome is None:
             return self._lost(active, facts, "worker_lost", ended.reason)
-        outcome = ended.outcome
         if outcome["outcome"] == "done":
             return self._finish(active, State.DONE, facts | kept(outcome))
         error = outcome.get("error") or {}
         if error.get("retryable"):
             return self._lost(active, facts, str(error["code"]), str(error["message"]))
         return self._finish(active, State.FAILED, facts | kept(outcome))
+
+    def _outcome(self, active: Active, ended: Ended) -> Mapping[str, Any] | None:
+        """Give what the worker made of the attempt, also where it died after it had put that on record."""
+        if ended.how == "returned":
+            return ended.outcome
+        result = self._archive.result(active.task_id) if ended.how == "lost" else None
+        return result if result is not None and result.get("attempt") == active.attempt else None
 
     def _finish(self, active: Active, state: State, facts: Mapping[str, Any]) -> _Decision:
         error = facts.get("error")

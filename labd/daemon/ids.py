@@ -40,10 +40,8 @@ class Ids:
                 continue
             if not self._archive.knows(wanted_id):
                 return wanted, History(())
-            if number > 1:
-                continue
             history = self._history(wanted_id)
-            if history is not None and _goes_on(history, sha256):
+            if history is not None and _goes_on(history, name, sha256, number):
                 return wanted, history
         raise StorageError(f"no free id for {printable(name)}")
 
@@ -60,7 +58,12 @@ class Ids:
             return None  # what can't be read can't be gone on from, nor written over
 
 
-def _goes_on(history: History, sha256: str) -> bool:
+def _goes_on(history: History, name: str, sha256: str, number: int) -> bool:
+    if number > 1:
+        # Only where we were killed between the record of this file's claim and its rename.
+        last = history.events[-1] if history.events else {"event": "claimed", "file": name}
+        claimed = (last["event"], last.get("file")) == ("claimed", name)
+        return claimed and history.sha256 in {"", sha256}
     if history.attempt == 0:
         return True  # nothing is there but perhaps the record of a refusal
     return history.sha256 == sha256 and history.ended is not State.DONE

@@ -31,7 +31,10 @@ from labd.task import (
 from labd.text import printable
 
 _SLICE_S = 0.02
-_SHARE = 100.0  # sweeps may take a hundredth of the time
+_SHARE = (
+    100.0  # sweeps of a long directory may take a hundredth of the time, but come once a minute
+)
+_MAX_PAUSE_S = 60.0
 _UNSETTLED_S = 0.2
 _PASSING = (".tmp", ".part", "~")
 
@@ -76,6 +79,8 @@ class Intake:
         self._unsettled: dict[str, float] = {}
         self._gated_on: dict[str, set[str]] = {}
         self._gated_until: list[tuple[float, str]] = []
+        self._ungated_s = 0.0
+        """When the timers were last looked at, in Unix time."""
         self._sweep: Iterator[str] | None = None
         self._sweep_number = 0
         self._sweep_cost_s = 0.0
@@ -109,9 +114,9 @@ class Intake:
 
     @property
     def retrying(self) -> bool:
-        """Whether a task waits only for its time to be tried again."""
+        """Whether a task waits only for its time to be tried again, or for us to see that it has come."""
         known = (self._known.get(name) for name in self.reasons)
-        return any(k is not None and k.retry_at_s > time.time() for k in known)
+        return any(k is not None and k.retry_at_s > self._ungated_s for k in known)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -259,8 +264,10 @@ class Intake:
             heapq.heappush(self._gated_until, (known.due_s, name))
 
     def _state_of(self, task_id_: str) -> str | None:
-        places = self._spool.where(task_id_)
-        return places[0][0].value if places else None
+        states = [state for state, _ in self._spool.where(task_id_)]
+        if State.DONE in states:
+            return State.DONE.value  # another of its name, new work, changes nothing about that
+        return states[0].value if states else None
 
     def _ungate(self, name: str) -> None:
         if self.reasons.pop(name, None) is None:
@@ -273,7 +280,7 @@ class Intake:
                 self._gated_on.pop(awaited, None)
 
     def _ungate_due(self) -> None:
-        now_s = time.time()
+        now_s = self._ungated_s = time.time()
         while self._gated_until and self._gated_until[0][0] <= now_s:
             _, name = heapq.heappop(self._gated_until)
             if name in self._known:

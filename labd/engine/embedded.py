@@ -96,7 +96,7 @@ class Embedded:
     def _watch(self, die: Callable[[str], None]) -> None:
         try:
             vital = _find_vital(self._closing)
-            gone = vital[wait_for_any(list(vital))]
+            gone = " and ".join(vital[pid] for pid in wait_for_any(list(vital)))
         except ProcessLookupError:
             gone = "a process of Ray"
         except EngineError as error:

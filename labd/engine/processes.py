@@ -75,8 +75,8 @@ def end_session(pid: int, timeout_s: float, *, spare: Sequence[int] = ()) -> lis
     return ended
 
 
-def wait_for_any(pids: Sequence[int]) -> int:
-    """Wait, without an end, until one of the processes is gone; give its id.
+def wait_for_any(pids: Sequence[int]) -> list[int]:
+    """Wait, without an end, until some of the processes are gone; give their ids.
 
     Raises:
         ProcessLookupError: one of them does not exist already.
@@ -87,7 +87,7 @@ def wait_for_any(pids: Sequence[int]) -> int:
     for fd in fds:
         poller.register(fd, select.POLLIN)
     try:
-        return fds[poller.poll()[0][0]]
+        return [fds[fd] for fd, _ in poller.poll()]
     finally:
         for fd in fds:
             os.close(fd)

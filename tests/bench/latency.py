@@ -1,81 +1,83 @@
-"""`make bench`: how long a dropped file waits on an idle daemon, and how long the demo takes.
+"""How long a dropped file waits on an idle daemon: from just before the `cp` to the command's first instruction.
 
-Prints a table; asserts nothing. Needs two cores that are otherwise idle.
+The start of the sandbox is in it, and that of `sh` and `date`, which stamps the moment. Both clocks are the
+machine's wall clock. The baseline, in the same run: a sandbox alone, from the call to the same stamp.
 """
 
-import json
-import shutil
-import statistics
-import sys
+import random
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from labd.archive import Archive
-from labd.spool import Spool
-from labd.task import State
-from tests.conftest import REPO
-from tests.factories import PARABOLA, make_template, task_text
-from tests.processes import DaemonProcess, wait_until
+from labd.sandbox import Sandbox
+from tests.bench.lab import STAMPING, BenchLab, bench_lab, ms, rank, settle
 
-DROPS = 20
+_SHARES = (0.5, 0.9, 0.99, 1.0)
+Drop = Callable[[str, str], int]
 
 
-def main() -> None:
-    """Measure and print."""
-    with tempfile.TemporaryDirectory(prefix="labd-bench-") as name:
-        home = Path(name)
-        spool, archive = Spool(home / "spool"), Archive(home / "results")
-        spool.prepare()
-        make_template(home / "config" / "templates", experiment=PARABOLA % 0)
-        (home / "config" / "labd.yaml").write_text("ray: {dashboard: false}\n")
-        started = time.monotonic()
-        daemon = DaemonProcess(home)
-        try:
-            daemon.wait_ready()
-            ready_s = time.monotonic() - started
-            waits_s = [_drop(home, spool, archive, f"t{number}") for number in range(DROPS)]
-            demo_s = _demo(home, spool)
-        finally:
-            daemon.stop()
-            daemon.kill_everything()
-    table = Table(
-        "what", "median", "worst", title=f"two cores or more, {DROPS} drops, one at a time"
-    )
-    table.add_row("labd up → Ray ready", f"{ready_s:.1f} s", "")
-    table.add_row(
-        "cp → the worker has the task",
-        *(f"{1000 * v:.0f} ms" for v in (statistics.median(waits_s[1:]), max(waits_s[1:]))),
-    )
-    table.add_row("the same, first task after the start", f"{1000 * waits_s[0]:.0f} ms", "")
-    table.add_row("cp of the demo's task → paper.pdf, in done/", f"{demo_s:.1f} s", "")
+def main(*, small: bool) -> bool:
+    """Measure and print; say whether all work is there."""
+    drops, idles, idle_s = (20, 1, 10) if small else (200, 3, 60)
+    table = Table("what", "n", "p50", "p90", "p99", "max", title="drop → first instruction")
+    with bench_lab() as lab:
+        daemon = lab.start()
+        first_s = [_drop(lab, lab.cp, "first")[0]]
+        settle(daemon)
+        by_cp = _drops(lab, lab.cp, "cp", drops)
+        by_mv = _drops(lab, lab.mv, "mv", drops // 2)
+        late = []
+        for number in range(idles):
+            time.sleep(idle_s)
+            late.append(_drop(lab, lab.cp, f"late{number}"))
+    alone_s = _sandbox_alone(drops // 2)
+    _row(table, "cp → the command runs", [times[0] for times in by_cp])
+    _row(table, "  of that: cp → claim on record", [times[1] for times in by_cp])
+    _row(table, "mv → the command runs", [times[0] for times in by_mv])
+    _row(table, f"cp after {idle_s} s of idleness", [times[0] for times in late])
+    _row(table, "cp of the first task after the start", first_s)
+    _row(table, "a sandbox alone", alone_s)
     Console().print(table)
+    ratio = rank([times[0] for times in by_cp], 0.5) / rank(alone_s, 0.5)
+    Console().print(f"median of cp over median of the sandbox alone: {ratio:.1f}")
+    return True
 
 
-def _drop(home: Path, spool: Spool, archive: Archive, task: str) -> float:
-    (home / f"{task}.src").write_text(task_text(template="tiny", max_runs=1))
-    dropped = time.time()
-    shutil.copyfile(home / f"{task}.src", home / "spool" / "pending" / f"{task}.yaml")
-    wait_until(lambda: spool.holds(State.DONE, f"{task}.yaml"), 120, task)
-    for line in (archive.directory(task) / "log.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        if record["event"] == "attempt.started":
-            return datetime.fromisoformat(record["timestamp"]).timestamp() - dropped
-    sys.exit(f"{task} never started")
+def _drops(lab: BenchLab, drop: Drop, prefix: str, count: int) -> list[tuple[float, float]]:
+    chance = random.Random(1)
+    times = []
+    for number in range(count):
+        time.sleep(chance.uniform(0, 0.3))
+        times.append(_drop(lab, drop, f"{prefix}{number}"))
+    return times
 
 
-def _demo(home: Path, spool: Spool) -> float:
-    began = time.monotonic()
-    shutil.copyfile(
-        REPO / "config" / "examples" / "first-paper.yaml", home / "spool" / "pending" / "demo.yaml"
-    )
-    wait_until(lambda: spool.holds(State.DONE, "demo.yaml"), 300, "the demo")
-    return time.monotonic() - began
+def _drop(lab: BenchLab, drop: Drop, task: str) -> tuple[float, float]:
+    """Give the seconds to the first instruction, and to the claim, which is on record by the millisecond."""
+    at_ns = drop(task, STAMPING)
+    lab.wait_done([task])
+    claimed = next(e["at"] for e in lab.events(task) if e["event"] == "claimed")
+    claimed_s = datetime.fromisoformat(claimed).timestamp() - at_ns / 1e9
+    return (lab.stamp_ns(task) - at_ns) / 1e9, max(0.0, claimed_s)
 
 
-if __name__ == "__main__":
-    main()
+def _sandbox_alone(count: int) -> list[float]:
+    box = Sandbox()
+    times = []
+    with tempfile.TemporaryDirectory(prefix="labd-bench-") as name:
+        for number in range(count):
+            workdir = Path(name) / str(number)
+            workdir.mkdir()
+            at_ns = time.time_ns()
+            box.run(["/bin/sh", "-c", "date +%s%N > t"], workdir=workdir)
+            times.append((int((workdir / "t").read_text()) - at_ns) / 1e9)
+    return times
+
+
+def _row(table: Table, what: str, values_s: list[float]) -> None:
+    table.add_row(what, str(len(values_s)), *(ms(rank(values_s, share)) for share in _SHARES))
