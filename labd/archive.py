@@ -118,8 +118,8 @@ class Archive:
             StorageError: the disk would not take it; nothing was recorded.
 
         """
-        directory = f"{self._root}{task_id}"
-        path = f"{directory}/{EVENTS}"
+        directory = f"{self._root}{task_id}/"
+        path = directory + EVENTS
         try:
             try:
                 os.mkdir(directory)  # noqa: PTH102 - texts: this is on the way of each start
@@ -141,15 +141,23 @@ class Archive:
         if durable:
             self.sync()
 
-    def sync(self) -> None:
-        """Make every event that was recorded durable.
+    @property
+    def unsynced(self) -> bool:
+        """Whether something that was recorded is not durable yet."""
+        return bool(self._unsynced)
+
+    def sync(self, task_id: str | None = None) -> None:
+        """Make every event that was recorded durable, or every one of one task.
 
         Raises:
             StorageError: the disk would not; what was not synced is tried again by the next call.
 
         """
         try:
-            self._unsynced.sync()
+            if task_id is None:
+                self._unsynced.sync()
+            else:
+                self._unsynced.sync(f"{self._root}{task_id}/")
         except OSError as error:
             raise StorageError(
                 f"can't make results/ durable: {error.strerror}", where=str(self.root)

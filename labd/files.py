@@ -87,15 +87,17 @@ class Unsynced:
         if file is not None:
             self._files.add(os.fspath(file))
 
-    def sync(self) -> None:
-        """Make all of it durable; what is gone meanwhile needs nothing.
+    def __bool__(self) -> bool:
+        return bool(self._files or self._directories)
+
+    def sync(self, below: str = "") -> None:
+        """Make it durable, or only what is at or below a path; what is gone meanwhile needs nothing.
 
         Raises:
             OSError: as the system gives it; what was not synced is remembered.
 
         """
-        while self._files:
-            path = next(iter(self._files))
+        for path in [path for path in self._files if path.startswith(below)]:
             with suppress(FileNotFoundError):
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
@@ -103,8 +105,7 @@ class Unsynced:
                 finally:
                     os.close(fd)
             self._files.discard(path)
-        while self._directories:
-            directory = next(iter(self._directories))
+        for directory in [path for path in self._directories if path.startswith(below)]:
             with suppress(FileNotFoundError):
                 fsync_dir(directory)
             self._directories.discard(directory)

@@ -240,6 +240,11 @@ class Spool:
             return free
         raise MoveRefused(f"{target.value}/ is full of files of that name", where=printable(name))
 
+    @property
+    def unsynced(self) -> bool:
+        """Whether a move is not durable yet."""
+        return bool(self._unsynced)
+
     def sync(self) -> None:
         """Make every move durable, with one fsync for each directory.
 

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 )
 
 from labd.clock import to_iso, utc_now
+from labd.files import rename_noreplace
 from tests.stepped import Attempt, How, Lab
 
 TORTURE = os.environ.get("LABD_TORTURE") == "1"
@@ -185,14 +186,17 @@ class SpoolMachine(RuleBasedStateMachine):
         if attempt := self._live(at):
             self.lab.engine.work(attempt.job.task_id)
 
-    @rule(at=INDEX, waits=st.booleans())
-    def lose(self, at: int, waits: bool) -> None:  # noqa: FBT001
+    @rule(at=INDEX, times=st.integers(1, 3), waits=st.booleans())
+    def lose(self, at: int, times: int, waits: bool) -> None:  # noqa: FBT001
+        """Let a task's worker die, and that of its next attempt, and the next."""
         ran["lose"] += 1
-        if attempt := self._live(at):
-            self.lab.engine.lose(attempt.job.task_id)
-            self._tick(2)
-            self.lab.clock.jump(FAR_S if waits else 0.0)
-            self._tick(2)
+        attempt = self._live(at)
+        for _ in range(times):
+            if attempt and attempt.job.task_id in {a.job.task_id for a in self.lab.engine.live()}:
+                self.lab.engine.lose(attempt.job.task_id)
+                self._tick(2)
+                self.lab.clock.jump(FAR_S if waits else 0.0)
+                self._tick(2)
 
     @rule(at=INDEX)
     def acknowledge(self, at: int) -> None:
@@ -205,6 +209,8 @@ class SpoolMachine(RuleBasedStateMachine):
     def an_old_outcome_comes_late(self, at: int) -> None:
         """An attempt before the one that is at work says that it has done everything."""
         ran["an_old_outcome_comes_late"] += 1
+        if not any(attempt.job.attempt > 1 for attempt in self.lab.engine.live()):
+            self.lose(at, 1, waits=True)
         later = [attempt for attempt in self.lab.engine.live() if attempt.job.attempt > 1]
         if later and self.lab.engine.up:
             task_id, number = later[at % len(later)].key
@@ -273,6 +279,15 @@ class SpoolMachine(RuleBasedStateMachine):
         else:
             self.deaths += 1
             self.lab.crash()
+
+    @rule(at=INDEX, state=STATE, gently=st.booleans())
+    def somebody_moves_while_it_is_down(self, at: int, state: str, gently: bool) -> None:  # noqa: FBT001
+        ran["somebody_moves_while_it_is_down"] += 1
+        self._live(at)
+        if self.lab.daemon is not None:
+            self.daemon_ends_or_starts(gently)
+        self._move(at, state)
+        self._tick(2)
 
     @rule(seconds=st.sampled_from([2.0, 2.0, FAR_S, 5 * 3600.0]))
     def time_passes(self, seconds: float) -> None:
@@ -484,8 +499,8 @@ class SpoolMachine(RuleBasedStateMachine):
         def mover(source: str, target: str) -> None:
             barrier.wait(10)
             try:
-                self.lab.move(source, target)
-            except FileNotFoundError:
+                rename_noreplace(self.lab.path(source), self.lab.path(target))
+            except (FileNotFoundError, FileExistsError):
                 return
             won.append(target)
 

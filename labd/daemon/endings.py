@@ -50,16 +50,13 @@ class Endings:
                 self._attempts.let_go(active)
             else:
                 decisions.append(decision)
-        if not decisions:
-            return
-        try:
-            self._archive.sync()
-        except StorageError as error:
-            for decision in decisions:
-                self._not_settled(decision.active, error)
-            return
         for decision in decisions:
-            self._carry_out(decision, intake)
+            try:
+                self._archive.sync(decision.active.task_id)
+            except StorageError as error:
+                self._not_settled(decision.active, error)
+            else:
+                self._carry_out(decision, intake)
 
     def _decide(self, active: Active, ended: Ended) -> _Decision | None:
         """Record what became of an attempt; ``None``: its file is not ours to move any more."""

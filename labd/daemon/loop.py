@@ -28,6 +28,7 @@ from labd.text import printable
 _BAD_TICKS = 20
 _GOOD_TEMPLATE_S = 5.0
 _USAGE_EVERY_S = 1.0
+_SYNC_WITHIN_S = 0.05
 _USAGE_HALF_LIFE_S = 3600.0
 _MAX_TOLD = 1000
 _TOLD_NEXT = 100
@@ -79,6 +80,7 @@ class Daemon:
         self._usage: dict[str, float] = {}
         self._usage_at_s = time.monotonic()
         self._recover_at_s = float("inf")
+        self._sync_at_s = float("inf")
         self._bad_ticks = 0
 
     def run(self) -> int:
@@ -138,7 +140,7 @@ class Daemon:
         if self._attempts.decided:
             self._wake.set()  # what waited for them may start now
             self._attempts.decided.clear()
-        self._sync()
+        self._sync_in_time()
         if self._status.ready():
             self._status.write(self._facts(stopped=False))
 
@@ -239,8 +241,17 @@ class Daemon:
             forbidden_roots=[str(path) for path in self._home.forbidden],
         )
 
+    def _sync_in_time(self) -> None:
+        """Make claims and moves durable within a moment; one fsync then serves all of that moment."""
+        if not (self._archive.unsynced or self._spool.unsynced):
+            self._sync_at_s = float("inf")
+        elif self._sync_at_s == float("inf"):
+            self._sync_at_s = time.monotonic() + _SYNC_WITHIN_S
+        elif time.monotonic() >= self._sync_at_s:
+            self._sync()
+            self._sync_at_s = float("inf")
+
     def _sync(self) -> None:
-        """Make this tick's claims and moves durable, many with one fsync."""
         for room in (self._archive, self._spool):
             try:
                 room.sync()
@@ -296,6 +307,7 @@ class Daemon:
             self._intake.next_s(),
             self._attempts.next_deadline_s(),
             self._recover_at_s,
+            self._sync_at_s,
         ]
         return max(0.001, min(times) - now_s)
 

@@ -22,6 +22,11 @@ from labd.text import printable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
+MAX_WARM = 8
+"""Worker processes that are started ahead on a node, at most: each holds some 50 MB."""
+SPARE = 1
+_REWARM_AFTER_S = 1.0
+
 Key = tuple[str, int]
 
 
@@ -105,6 +110,15 @@ class Dispatcher:
         for _ in range(count):
             warm.remote(self._worker, self._lab, version, away)
 
+    def warm_node(self, node_id: str, num_cpus: int, version: str) -> None:
+        """Have workers ready for a whole node's tasks, and one to spare.
+
+        A worker dies with a cancelled task, and its successor takes a second or more to start; the spare
+        one takes the next task meanwhile.
+        """
+        self.warm(node_id, min(num_cpus, MAX_WARM), version)
+        self.warm(node_id, SPARE, version, num_cpus=0)
+
     def _submit(self, job: dict[str, Any], version: str) -> None:
         key = (job["task_id"], job["attempt"])
         with self._lock:
@@ -144,14 +158,16 @@ class Dispatcher:
         how, outcome, reason = _judged(key, attempt, future)
         self._deliver(_ended(key, how, outcome, reason))
         if how != "returned":
-            # The killed worker's successor should not pay its imports when the next task comes.
-            # Not on Ray's own thread, which must not wait for Ray.
-            threading.Thread(
-                target=self.warm,
-                args=(attempt.node_id, 1, attempt.version),
-                kwargs={"num_cpus": 0.5},
-                daemon=True,
-            ).start()
+            # The killed worker's successor should not pay its imports when it is needed, nor take a CPU
+            # from the task that has the spare one's now.
+            again = threading.Timer(
+                _REWARM_AFTER_S,
+                self.warm,
+                args=(attempt.node_id, SPARE, attempt.version),
+                kwargs={"num_cpus": 0},
+            )
+            again.daemon = True
+            again.start()
 
 
 def alive_nodes(local_id: str) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ class Embedded:
         self._say = say
         self._temp = Temp()
         self._closing = threading.Event()
-        _own_environment(Path(options["token_path"]))
+        _own_environment(Path(options["token_path"]), options["num_cpus"])
         import ray  # noqa: PLC0415 - only after the environment is set
 
         from labd.engine.dispatcher import Dispatcher, alive_nodes  # noqa: PLC0415 - it imports ray
@@ -80,7 +80,7 @@ class Embedded:
     def begin(self, nodes: list[dict[str, Any]]) -> None:
         """Have workers ready."""
         for node in nodes:
-            self._dispatcher.warm(node["id"], int(node["num_cpus"]), __version__)
+            self._dispatcher.warm_node(node["id"], int(node["num_cpus"]), __version__)
 
     def close(self, *, leave_work: bool) -> None:
         """End Ray with all its processes and all work; `leave_work` can't be had."""
@@ -118,7 +118,7 @@ def environment() -> None:
     )
 
 
-def _own_environment(token: Path) -> None:
+def _own_environment(token: Path, num_cpus: int | None) -> None:
     # How to get into a cluster that somebody else runs is for the environment to say; this is for our own.
     if not token.exists():
         fd = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -127,6 +127,8 @@ def _own_environment(token: Path) -> None:
     os.environ.update(
         {
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            # How many idle workers Ray keeps: those of the slots, and the spare one of `Dispatcher.warm_node`.
+            "RAY_num_workers_soft_limit": str((num_cpus or len(os.sched_getaffinity(0))) + 1),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
         }

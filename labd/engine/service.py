@@ -97,7 +97,7 @@ class DispatcherActor:
 
     def warm(self, node_id: str, count: int, version: str) -> None:
         """Have worker processes of the node ready."""
-        self._dispatcher.warm(node_id, count, version)
+        self._dispatcher.warm_node(node_id, count, version)
 
     def _archive(self, job: Mapping[str, Any]) -> Any:
         if self._archive_actor is None:

@@ -1,6 +1,6 @@
 """What the daemon and the engine say to each other; plain data that travels as JSON."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 
@@ -26,8 +26,8 @@ class Job:
     forbidden_roots: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Give the job as JSON data."""
-        return asdict(self)
+        """Give the job as JSON data; it shares the job's own lists and mappings."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
