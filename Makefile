@@ -31,12 +31,14 @@ demo: setup ## run one small research task from a YAML file to a paper, with liv
 test: setup ## run the tests
 	@$(BIN)/python -m pytest -q -n 2
 
-torture: setup ## kill everything at forty random moments of the demo, instead of ten of a shorter one
-	@LABD_TORTURE=1 $(BIN)/python -m pytest -q -n 0 tests/test_kill.py
+torture: setup ## kill everything, everywhere: each crash point, 20,000 random moves, forty kills of the demo (hours)
+	@LABD_TORTURE=1 $(BIN)/python -m pytest -q -n 0 -rA tests/test_crash_archive.py tests/test_crash_worker.py \
+	  tests/test_crash_daemon.py tests/test_spool_machine.py tests/test_shipping.py tests/test_kill.py
 
 bench: setup ## measure, and print tables
 	@$(BIN)/python -m tests.bench.sandbox
-	@$(BIN)/python -m tests.bench.latency
+	@$(BIN)/python -m tests.bench.scheduler
+	@$(BIN)/python -m tests.bench
 
 check: $(STAMP) ## lint, types, format
 	@$(BIN)/ruff format --check .

@@ -196,15 +196,13 @@ class Calls:
         self._how: How = "somebody"
         self._somebody: Callable[[], None] = lambda: None
         self._dead = False
+        self.happened = False
+        """Whether what `arm` asked for last has happened."""
 
     def arm(self, n: int, how: How, somebody: Callable[[], None] = lambda: None) -> None:
         """At the n-th call from now on, once: die, fail, or call `somebody` before it is done."""
-        self._left, self._how, self._somebody, self._dead = n, how, somebody, False
-
-    @property
-    def armed(self) -> bool:
-        """Whether what `arm` asked for has not happened yet."""
-        return self._left > 0
+        self._left, self._how, self._somebody = n, how, somebody
+        self._dead = self.happened = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -251,6 +249,7 @@ class Calls:
         self._left -= 1
         if self._left:
             return None
+        self.happened = True
         self._dead = self._how.startswith("dies")
         if self._how == "dies before":
             raise Died

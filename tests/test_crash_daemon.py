@@ -41,6 +41,9 @@ ENDS = {"done", "failed", "cancelled"}
 TRACED = 'echo "start $LABD_ATTEMPT" >> trace; %s; echo "end $LABD_ATTEMPT" >> trace; %s'
 LONG_AGO_S = 60.0
 POLL_S = 0.02
+PATIENCE_S = 0.5
+LINGER_S = 60.0
+"""The driver hears that the daemon is gone when its own Ray is up, which takes a busy machine a while."""
 TORN: tuple[Torn | None, ...] = (None, "half", "most")
 
 pytestmark = [
@@ -74,14 +77,21 @@ def up_without_memory(home: str) -> None:
 
 @dataclass(slots=True)
 class Hand:
-    """Somebody who moves one task's file away while it runs, and kills another's worker once."""
+    """Somebody who moves one task's file away while it runs, and kills another's worker once.
+
+    A third one it lets end, while there is a daemon: where that was killed, the task lives on until there is one again.
+    """
 
     spool: Path
     results: Path
     unwanted: str
     unlucky: str
+    patient: str
     _done: threading.Event = field(default_factory=threading.Event)
     _killed: bool = False
+    _pid: int = 0
+    _since_s: float = 0.0
+    """Since when that daemon was seen."""
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -103,6 +113,20 @@ class Hand:
                     (self.spool / "running" / name).rename(self.spool / "cancelled" / name)
             if not self._killed and (self.results / self.unlucky / "files" / "once").exists():
                 self._killed = self._kill_worker()
+            self._let_end(self.results / self.patient / "files")
+
+    def _let_end(self, files: Path) -> None:
+        pid = self._daemon()
+        if pid != self._pid:
+            self._pid, self._since_s = pid, time.monotonic()
+        elif pid and (files / "trace").exists() and time.monotonic() - self._since_s > PATIENCE_S:
+            (files / "go").touch()
+
+    def _daemon(self) -> int:
+        """Give the process id of a daemon that has made running/ true, or 0: it tells of nodes only then."""
+        path = self.spool / ".labd" / "status.json"
+        told = json.loads(path.read_bytes()) if path.exists() else {"nodes": []}
+        return int(told["pid"]) if told["nodes"] and psutil.pid_exists(told["pid"]) else 0
 
     def _kill_worker(self) -> bool:
         found = False
@@ -135,10 +159,14 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.hand = Hand(
-            self.home / "spool", self.home / "results", self.id("unwanted"), self.id("unlucky")
+            self.home / "spool",
+            self.home / "results",
+            unwanted=self.id("unwanted"),
+            unlucky=self.id("unlucky"),
+            patient=self.id("good"),
         )
         self._clear()
-        self._drop("good", TRACED % ("sleep 0.2", "true"))
+        self._drop("good", TRACED % ("while [ ! -e go ]; do sleep 0.05; done", "true"))
         self._drop("bad", TRACED % ("true", "exit 3"))
         self._drop("later", TRACED % ("true", "true"), after=[self.id("good")])
         self._drop("unlucky", TRACED % ("mkdir once && sleep 100", "true"))
@@ -200,6 +228,7 @@ class Lab:
                 torn=torn,
                 matching=matching,
                 timeout_s=100.0,
+                linger_s=LINGER_S,
             )
         self.kills += life.killed
         self.torn += life.torn

@@ -58,6 +58,7 @@ SHAPE = st.fixed_dictionaries(
         ),
     }
 )
+PLAIN = {"run": "true", "max_retries": 1, "num_cpus": 1, "priority": 0, "more": ""}
 HOW: st.SearchStrategy[How] = st.sampled_from(
     ["dies before", "dies after", "dies in the middle of", "disk full"]
 )
@@ -66,6 +67,8 @@ ran: Counter[str] = Counter()
 """Steps of all examples, by rule."""
 recorded: Counter[str] = Counter()
 """Events of all examples."""
+changed: Counter[bool] = Counter()
+"""Steps of all examples, by whether they changed anything: a file, a record, or what is at work."""
 
 
 class SpoolMachine(RuleBasedStateMachine):
@@ -92,6 +95,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.deaths = 0
         self.deaths_before: dict[str, int] = {}
         self.number = 0
+        self.seen: object = None
         self.touched = self.amid = False
         self.ticks_without_engine = 0
         for name, shape in tasks:
@@ -201,8 +205,12 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(at=INDEX)
     def acknowledge(self, at: int) -> None:
         ran["acknowledge"] += 1
-        leaving = [attempt for attempt in self.lab.engine.live() if attempt.cancelled]
-        if leaving:
+        if not self._leaving() and self._live(at):
+            running = [p for p in sorted(self.lab.places()) if p.startswith("running/")]
+            if running:
+                self._rename(running[0], f"cancelled/{running[0].partition('/')[2]}")
+                self._tick(1)
+        if leaving := self._leaving():
             self.lab.engine.ack_cancel(leaving[at % len(leaving)].job.task_id)
 
     @rule(at=INDEX)
@@ -247,25 +255,35 @@ class SpoolMachine(RuleBasedStateMachine):
         ran["tick_with_hints"] += 1
         self._tick(1, names)
 
-    @rule(n=st.integers(1, 25), how=HOW)
-    def tick_in_which_it_fails(self, n: int, how: How) -> None:
+    @rule(n=st.integers(1, 25), how=HOW, at=INDEX, ends=st.booleans())
+    def tick_in_which_it_fails(self, n: int, how: How, at: int, ends: bool) -> None:  # noqa: FBT001
         ran[f"tick_in_which_it_fails: {how}"] += 1
         self._tick(0)
+        self._have_one_end(at, ends)
         self.lab.calls.arm(n, how)
         self.lab.tick()
         self.deaths += self.lab.daemon is None
 
-    @rule(n=st.integers(1, 15), at=INDEX, state=STATE)
-    def tick_in_which_somebody_moves(self, n: int, at: int, state: str) -> None:
+    @rule(n=st.integers(1, 15), at=INDEX, state=STATE, ends=st.booleans())
+    def tick_in_which_somebody_moves(self, n: int, at: int, state: str, ends: bool) -> None:  # noqa: FBT001
         ran["tick_in_which_somebody_moves"] += 1
+        self._have_one_end(at, ends)
         self._tick_amid(n, lambda: self._move(at, state, over=False))
 
-    @rule(n=st.integers(1, 15), at=INDEX, shape=SHAPE)
-    def tick_in_which_somebody_replaces(self, n: int, at: int, shape: dict[str, Any]) -> None:
+    @rule(n=st.integers(1, 15), at=INDEX, shape=SHAPE, ends=st.booleans(), whole=st.booleans())
+    def tick_in_which_somebody_replaces(
+        self,
+        n: int,
+        at: int,
+        shape: dict[str, Any],
+        ends: bool,  # noqa: FBT001
+        whole: bool,  # noqa: FBT001
+    ) -> None:
         ran["tick_in_which_somebody_replaces"] += 1
+        self._have_one_end(at, ends)
 
         def replaces() -> None:
-            self._write(self._place(at), self._task(shape), whole=True)
+            self._write(self._place(at), self._task(shape), whole=whole)
 
         self._tick_amid(n, replaces)
 
@@ -293,6 +311,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         ran["time_passes"] += 1
         self.lab.clock.jump(seconds)
+        self._tick(1)
 
     # --- what holds after each step
 
@@ -324,6 +343,14 @@ class SpoolMachine(RuleBasedStateMachine):
             assert times <= asked[sha256], "ended more often than it was asked for"
         self._check_decided(came_to)
         self._check_new_ends(came_to)
+        self._count_if_changed()
+
+    def _count_if_changed(self) -> None:
+        records = {d.name: self.lab.events(d.name) for d in self.lab.archive.root.iterdir()}
+        work = [(attempt.key, attempt.cancelled) for attempt in self.lab.engine.live()]
+        state = (self.lab.places(), records, work, self.lab.daemon is None, self.lab.engine.up)
+        changed[state != self.seen] += 1
+        self.seen = state
 
     def _check_losses(self, task_id: str, events: tuple[Mapping[str, Any], ...]) -> None:
         """Check that a lost task was tried again as often as it says; a death between two lines may give one more."""
@@ -413,7 +440,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.lab.start()
         for _ in range(times):
             self.ticks_without_engine += not self.lab.engine.up
-            if self.ticks_without_engine > 3:
+            if self.ticks_without_engine > 1:
                 self.lab.engine.come_up()
                 self.ticks_without_engine = 0
             self.lab.tick(hints)
@@ -437,16 +464,29 @@ class SpoolMachine(RuleBasedStateMachine):
         ).encode()
 
     def _live(self, at: int) -> Attempt | None:
+        """Give something that is at work; where there is nothing, a task is dropped first."""
         if not self.lab.engine.live():
             self._tick(2)
+        if not self.lab.engine.live():
+            name = NAMES[at % len(NAMES)]
+            if not self.lab.path(f"pending/{name}.yaml").exists():
+                self._write(f"pending/{name}.yaml", self._task(PLAIN), whole=True)
+            self.lab.clock.jump(FAR_S)
+            self._tick(3)
         live = self.lab.engine.live()
         return live[at % len(live)] if live else None
+
+    def _leaving(self) -> list[Attempt]:
+        return [attempt for attempt in self.lab.engine.live() if attempt.cancelled]
+
+    def _have_one_end(self, at: int, ends: bool) -> None:  # noqa: FBT001 - as hypothesis chose
+        if ends and (attempt := self._live(at)):
+            self.lab.engine.finish(attempt.job.task_id)
 
     def _place(self, at: int) -> str:
         """Give the place of one of the files; where there is none, a task is dropped first."""
         if not self.lab.places():
-            shape = {"run": "true", "max_retries": 1, "num_cpus": 1, "priority": 0, "more": ""}
-            self._write("pending/a.yaml", self._task(shape), whole=True)
+            self._write("pending/a.yaml", self._task(PLAIN), whole=True)
         places = sorted(self.lab.places())
         return places[at % len(places)]
 
@@ -481,6 +521,8 @@ class SpoolMachine(RuleBasedStateMachine):
     def _move(self, at: int, state: str, name: str = "", *, over: bool = True) -> None:
         place = self._place(at)
         target = f"{state}/{name or place.partition('/')[2]}"
+        if target == place:
+            target = f"{STATES[STATES.index(state) - 1]}/{place.partition('/')[2]}"
         if target != place and (over or not self.lab.path(target).exists()):
             self._rename(place, target)
 
@@ -563,8 +605,8 @@ def _hash_of_results(directory: Path) -> str:
 
 def test_whatever_happens_the_promises_hold(capsys: pytest.CaptureFixture[str]) -> None:
     """By default some hundred steps, always the same; with LABD_TORTURE=1 20,000 and more, never the same."""
-    ran.clear()
-    recorded.clear()
+    for counter in (ran, recorded, changed):
+        counter.clear()
     began_s = time.monotonic()
     run_state_machine_as_test(
         SpoolMachine,
@@ -582,4 +624,5 @@ def test_whatever_happens_the_promises_hold(capsys: pytest.CaptureFixture[str]) 
         took_s = time.monotonic() - began_s
         print(f"\n{sum(ran.values())} steps in {took_s:.0f} s: {json.dumps(dict(ran))}")
         print(f"{sum(recorded.values())} events: {json.dumps(dict(recorded))}")
+        print(f"{changed[True]} steps changed something, {changed[False]} nothing")
     assert sum(ran.values()) > (20_000 if TORTURE else 300)

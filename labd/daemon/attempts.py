@@ -220,13 +220,15 @@ class Attempts:
             self._log.info("task.ending", **facts, why=active.leaving)
             self._engine.cancel(active.task_id, active.attempt)
 
-    def has_its_file(self, active: Active) -> bool:
-        """Say whether running/ still has its bytes under its name, be it that they were written anew."""
-        entry = self._spool.entry(State.RUNNING, active.name)
+    def has_its_file(
+        self, active: Active, state: State = State.RUNNING, name: str | None = None
+    ) -> bool:
+        """Say whether running/ (or another place) still has its bytes under its name, be it that they were written anew."""
+        entry = self._spool.entry(state, name or active.name)
         if entry is None:
             return False
         if entry.version != active.version:
-            if self.sha256_of(active.name) != active.sha256:
+            if self.sha256_of(entry.name, state) != active.sha256:
                 return False
             active.version = entry.version
         return True
@@ -265,9 +267,13 @@ class Attempts:
         self.decided.append(active.task_id)
 
     def stop(self) -> None:
-        """Let go of what ended with the engine and said nothing of its end."""
-        for task_id_ in [i for i in self.active if i not in self.ended]:
-            del self.active[task_id_]
+        """Let go of what ended with the engine and said nothing of its end; what somebody had moved has ended."""
+        for active in [a for i, a in self.active.items() if i not in self.ended]:
+            if active.leaving == "moved" or not self.has_its_file(active):
+                cancelled = Ended(active.task_id, active.attempt, "cancelled", None, "labd stops")
+                self.ended[active.task_id] = cancelled
+            else:
+                del self.active[active.task_id]
 
     def make_way(self, name: str) -> None:
         """Give the next number to a file that took the name in pending/ of one that has to go on there."""

@@ -166,7 +166,9 @@ class Endings:
             self._log.error("task.not_moved", task_id=active.task_id, reason=str(error))
         else:
             moved = self._spool.entry(decision.state, there)
-            if moved is not None and moved.inode != active.inode:
+            if moved is not None and not self._attempts.has_its_file(
+                active, decision.state, there
+            ):
                 # Somebody put another file in its place in between: that one is a new task.
                 self._spool.move(there, decision.state, State.PENDING, active.name)
             elif decision.state is State.PENDING:

@@ -162,7 +162,12 @@ class Recovery:
         self._roll_forward(entry, state)
 
     def _roll_forward(self, entry: Entry, state: State) -> None:
-        self._spool.move(entry.name, State.RUNNING, state)
+        there = self._spool.move(entry.name, State.RUNNING, state)
+        moved = self._spool.entry(state, there)
+        if moved is not None and moved.version != entry.version:
+            # Somebody put another file in its place in between: that one is a new task.
+            self._spool.move(there, state, State.PENDING, entry.name)
+            return
         self._attempts.decided.append(entry.id)
         self._log.info("task.rolled_forward", task_id=entry.id, state=state.value)
 
