@@ -136,12 +136,13 @@ class Intake:
             known.retry_at_s = unix_s
             self._place(name, known)
 
-    def changed(self, task_id_: str) -> None:
-        """Take notice that a task has come into another state: others may have waited for that, or itself."""
+    def changed(self, task_id_: str) -> bool:
+        """Take notice that a task has come into another state; say whether another, or itself, waited for that."""
         own = [task_id_ + suffix for suffix in SUFFIXES if task_id_ + suffix in self.reasons]
-        for name in [*self._gated_on.get(task_id_, ()), *own]:
-            if name in self._known:
-                self._place(name, self._known[name])
+        waited = [n for n in (*self._gated_on.get(task_id_, ()), *own) if n in self._known]
+        for name in waited:
+            self._place(name, self._known[name])
+        return bool(waited)
 
     def forget(self, name: str) -> None:
         """Drop what is known of a file: it was claimed, or is gone."""

@@ -135,11 +135,10 @@ class Daemon:
         self._start()
         self._endings.settle(self._intake)
         self._recover_strangers()
-        for task_id in self._attempts.decided:
-            self._intake.changed(task_id)
-        if self._attempts.decided:
-            self._wake.set()  # what waited for them may start now
-            self._attempts.decided.clear()
+        decided, self._attempts.decided = self._attempts.decided, []
+        for task_id in decided:
+            if self._intake.changed(task_id):
+                self._wake.set()  # what waited for it may start now
         self._sync_in_time()
         if self._status.ready():
             self._status.write(self._facts(stopped=False))
