@@ -17,7 +17,6 @@ import pytest
 
 from labd.errors import SandboxError, StorageError
 from labd.sandbox import Ahead, Ending, Sandbox, SandboxConfig, SandboxResult, sweep
-from labd.sandbox import ahead as module
 from labd.sandbox.model import Request
 from labd.sandbox.output import Output
 from labd.sandbox.script import script
@@ -352,14 +351,12 @@ def test_a_served_run_can_be_cancelled(
     assert list(base.iterdir()) == []
 
 
-def test_one_that_waited_too_long_ends_by_itself(
-    sandbox: Sandbox, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_AGE_S", 0.3)
-    ahead = Ahead(sandbox, base, limits=QUICK)
+def test_one_that_waited_too_long_is_replaced_by_another(sandbox: Sandbox, base: Path) -> None:
+    ahead = Ahead(sandbox, base, limits=QUICK, max_age_s=1.0)
     primed(ahead)
-    wait_for(lambda: not list(base.iterdir()), "its end")
-    assert shells() == set()
+    (first,) = waiting(base)
+    wait_for(lambda: waiting(base) not in ([], [first]) and not first.exists(), "its successor")
+    wait_for(lambda: len(shells()) == 1, "the end of the first")
     assert ahead.trouble() == ""
     ahead.close()
     ahead.prime()

@@ -32,7 +32,7 @@ from labd.sandbox.thread import OwnThread
 from labd.sandbox.workdir import hand_over
 
 MAX_AGE_S = 600.0
-"""A waiting sandbox shows the host as it was at its start: libraries, name servers. Older ones are not used."""
+"""A waiting sandbox shows the host as it was at its start: libraries, name servers. Older ones are replaced."""
 _NAME = re.compile(r"ahead-[0-9a-f]{16}")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -70,8 +70,10 @@ class Ahead:
         limits: Limits,
         read_only: Mapping[str, Path] = _NOTHING,
         network: bool = False,
+        max_age_s: float = MAX_AGE_S,
     ) -> None:
         self._sandbox = sandbox
+        self._max_age_s = max_age_s
         self._base = base.absolute()
         inputs = {inside: source.resolve() for inside, source in read_only.items()}
         self._request = Request((), self._base, inputs, {}, limits, network=network)
@@ -83,13 +85,16 @@ class Ahead:
         """Start a sandbox in the background unless one waits; never raises, for a run can do without."""
         with self._mutex:
             if not self._closed and (self._spare is None or self._spare.over()):
-                self._spare = _Spare(self._sandbox, self._base, self._request, self._renew)
+                self._spare = self._new_spare()
+
+    def _new_spare(self) -> "_Spare":
+        return _Spare(self._sandbox, self._base, self._request, self._max_age_s, self._renew)
 
     def _renew(self, aged: "_Spare") -> None:
         """Start another in the place of one that has waited too long."""
         with self._mutex:
             if not self._closed and self._spare is aged:
-                self._spare = _Spare(self._sandbox, self._base, self._request, self._renew)
+                self._spare = self._new_spare()
 
     def trouble(self) -> str:
         """Give why no sandbox waits although one was started; empty if there is no trouble."""
@@ -143,9 +148,15 @@ class _Spare:
     """One waiting sandbox, its directory, and the thread that owns both."""
 
     def __init__(
-        self, maker: Maker, base: Path, request: Request, renew: Callable[["_Spare"], None]
+        self,
+        maker: Maker,
+        base: Path,
+        request: Request,
+        max_age_s: float,
+        renew: Callable[["_Spare"], None],
     ) -> None:
         self._maker = maker
+        self._max_age_s = max_age_s
         self._renew = renew
         self._base = base
         self._request = request
@@ -253,8 +264,8 @@ class _Spare:
     def _awaited(self, sandbox: Held) -> Order | None:
         # Only this thread closes it, after its last look.
         wake_fd = self._wake_fd
-        until_s = time.monotonic() + MAX_AGE_S
-        if wake_fd is None or not sandbox.idle(wake_fd, MAX_AGE_S):
+        until_s = time.monotonic() + self._max_age_s
+        if wake_fd is None or not sandbox.idle(wake_fd, self._max_age_s):
             if time.monotonic() >= until_s:
                 self._renew(self)
             return None
