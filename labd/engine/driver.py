@@ -24,6 +24,7 @@ from labd.text import printable
 
 _READ_BYTES = 2**20
 _END_TIMEOUT_S = 5.0
+_dying = threading.Event()
 _LAST_WORDS_S = 1.0
 _CONNECT_TIMEOUT_S = 180.0
 
@@ -106,6 +107,8 @@ def run(orders_fd: int, say: Says, options: Mapping[str, Any]) -> None:
     ray.begin(nodes)
     leave_work = True
     for orders in batches(orders_fd):
+        if _dying.is_set():
+            threading.Event().wait()  # what would start now would only be lost; this process ends
         ray.obey([{**order, "version": __version__} for order in orders if order["op"] != "stop"])
         leave_work &= all(order.get("leave_work", True) for order in orders)
     ray.close(leave_work=leave_work)
@@ -132,6 +135,7 @@ def _connect(say: Says, options: Mapping[str, Any]) -> Ray:
 
 def _die(say: Says, reason: str) -> NoReturn:
     """End this process and its own Ray, at once; from any thread."""
+    _dying.set()
     say.last(reason)
     end_session(os.getpid(), _END_TIMEOUT_S)
     os._exit(1)
