@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,10 @@ def serve(results: str, port_file: str, templates: str = "", limits: str = "{}")
     with Listener(("127.0.0.1", 0), authkey=KEY) as listener:
         write_atomic(Path(port_file), json.dumps(listener.address))
         while True:
-            connection = listener.accept()
-            threading.Thread(target=_answer, args=(store, connection), daemon=True).start()
+            # A node may be killed in the middle of saying who it is.
+            with contextlib.suppress(EOFError, ConnectionError, AuthenticationError):
+                connection = listener.accept()
+                threading.Thread(target=_answer, args=(store, connection), daemon=True).start()
 
 
 def _answer(store: Store, connection: Connection) -> None:
