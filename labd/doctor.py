@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from labd.llm import probe
+from labd.llm.probe import probe
 from labd.sandbox import Sandbox, SandboxConfig
 from labd.settings import Home
 from labd.text import printable
