@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labd.errors import ConfigError, NotFound
-from labd.task import Seconds
+from labd.task import Name, Seconds
 from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
 
 HOME_VARIABLE = "LABD_HOME"
@@ -50,6 +50,22 @@ class EndpointSettings(_Part):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     url: str
     api: Literal["ollama", "openai"] = "ollama"
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """The environment variable that holds its API key, on every machine that asks it."""
+    key_file: str | None = None
+    """A file that holds it, from the home or absolute, of mode 0600."""
+    slots: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Requests that it works on at once for each model; absent: what the server says, or 1."""
+    max_loaded: Annotated[int, Field(ge=1, le=100)] = 1
+    """Models that fit into its memory at once."""
+    node: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """The machine, as `labd nodes` names it, whose GPUs it fills; absent: told by the url."""
+    gpus: tuple[Annotated[int, Field(ge=0, le=1023)], ...] | None = None
+    """The GPUs of that machine that it may fill; absent: all; ``[]``: none."""
+    pull: bool = False
+    """Whether labd may have it download a model that no endpoint has."""
+    keep_alive: Seconds = 600.0
+    """How long it keeps a model that nobody asks."""
 
     @field_validator("url")
     @classmethod
@@ -58,6 +74,21 @@ class EndpointSettings(_Part):
             msg = "a URL that begins with http:// or https://"
             raise ValueError(msg)
         return value.rstrip("/")
+
+
+class LlmSettings(_Part):
+    """How language models are used."""
+
+    model: Name | None = None
+    """For tasks that name none."""
+    discover: bool = True
+    """Whether each machine's own Ollama is used without being named in `endpoints`."""
+    allow_remote: bool = False
+    """Whether models may be asked that run on somebody else's machines, such as Ollama's ``:cloud``."""
+    turn: Seconds = 60.0
+    """How long a model, or experiments, may keep what others wait for: an endpoint's memory, a GPU."""
+    patience: Seconds = 300.0
+    """How long a request waits for an endpoint to come back before its task is tried again later."""
 
 
 class Settings(_Part):
@@ -82,7 +113,18 @@ class Settings(_Part):
     """Nothing is claimed while results/ has less free space than this."""
     ray: RaySettings = RaySettings()
     sandbox: SandboxSettings = SandboxSettings()
+    llm: LlmSettings = LlmSettings()
     endpoints: tuple[EndpointSettings, ...] = ()
+
+    @field_validator("endpoints")
+    @classmethod
+    def _distinct(cls, value: tuple[EndpointSettings, ...]) -> tuple[EndpointSettings, ...]:
+        for what in ("name", "url"):
+            seen = [getattr(one, what) for one in value]
+            if len(set(seen)) < len(seen):
+                msg = f"endpoints that each have a {what} of their own"
+                raise ValueError(msg)
+        return value
 
 
 class Home:

@@ -275,8 +275,11 @@ class Chat(Protocol):
         *,
         schema: type[BaseModel] | Mapping[str, Any] | None = None,
         cancel: Cancel | None = None,
+        on_start: Callable[[], None] | None = None,
     ) -> Reply:
         """Give the whole reply; with a `schema`, `Reply.value` is an object that fits it.
+
+        `on_start` is called each time that the request has got a slot and begins.
 
         Raises:
             ModelError: there is none; the class says why.
