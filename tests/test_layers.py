@@ -22,7 +22,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "archive": FILES | {"task"},
     "journal": FILES,
     "scheduler": set(),
-    "llm": GROUND,
+    "llm": FILES,
     "sandbox": FILES,
     "template": FILES | {"task"},
     "command": FILES | {"task", "sandbox"},
@@ -31,7 +31,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "research": FILES | {"journal", "sandbox", "template"},
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "command", "template", "research", "log"},
-    "engine": {"errors", "text", "log", "worker", "shipping"},
+    "engine": {"errors", "text", "log", "llm", "worker", "shipping"},
     "daemon": FILES
     | {
         "task",

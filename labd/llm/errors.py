@@ -92,6 +92,13 @@ class BadReply(ModelError):
     text = ""
 
 
+class MemoryHeld(ModelError):
+    """Graphics memory that servers say they gave back is still in use."""
+
+    code = "memory_held"
+    retryable = True
+
+
 class Stopped(ModelError):
     """The caller gave up on the reply while it came."""
 
