@@ -182,7 +182,7 @@ class Daemon:
 
     def _start(self) -> None:
         running = self._attempts.running()
-        nodes = [Node(n.id, n.name, n.num_cpus, n.num_gpus) for n in self._nodes]
+        nodes = [Node(n.id, n.name, n.num_cpus, n.num_gpus, n.local) for n in self._nodes]
         now_s = time.monotonic()
         if now_s - self._usage_at_s >= _USAGE_EVERY_S:
             elapsed_s = now_s - self._usage_at_s
@@ -300,7 +300,13 @@ class Daemon:
             "stopped": stopped,
             "dashboard_url": self._dashboard_url,
             "nodes": [
-                {"id": n.id, "name": n.name, "num_cpus": n.num_cpus, "num_gpus": n.num_gpus}
+                {
+                    "id": n.id,
+                    "name": n.name,
+                    "num_cpus": n.num_cpus,
+                    "num_gpus": n.num_gpus,
+                    "local": n.local,
+                }
                 for n in self._nodes
             ],
             "running": {
@@ -322,6 +328,7 @@ class Daemon:
                 "owner": told.owner,
                 "num_cpus": told.demand.num_cpus,
                 "num_gpus": told.demand.num_gpus,
+                "at_home": told.demand.at_home,
                 "count": told.count,
                 "oldest": printable(told.oldest),
                 "reason": told.reason,
