@@ -44,11 +44,23 @@ MAY_KNOW: dict[str, set[str]] = {
         "drop",
     },
     "lab": FILES | {"task", "settings", "spool", "archive", "drop"},
+    "inventory": GROUND | {"lab", "settings", "llm"},
     "doctor": GROUND | {"settings", "sandbox", "llm"},
     "follow": GROUND | {"lab"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND
-    | {"lab", "follow", "task", "settings", "daemon", "doctor", "watch", "log", "page"},
+    | {
+        "lab",
+        "follow",
+        "task",
+        "settings",
+        "daemon",
+        "doctor",
+        "inventory",
+        "watch",
+        "log",
+        "page",
+    },
     "page": GROUND | {"lab"},
 }
 
