@@ -94,7 +94,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
         ("gradio", {"page"}),
         ("watchdog", {"spool"}),
         ("httpx", {"llm"}),
-        ("httpcore", {"llm"}),
+        ("httptools", {"llm"}),
         ("jsonschema", {"llm"}),
         ("optuna", {"research"}),
     ],

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpcore
 import httpx
 
 from labd.llm.errors import (
@@ -27,7 +26,7 @@ from labd.llm.errors import (
     ModelError,
     Stopped,
 )
-from labd.llm.link import Aborted, Link
+from labd.llm.link import Aborted, BrokenOff, Link, NotHttp
 from labd.llm.model import Cancel, Endpoint, Timeouts
 from labd.text import printable
 
@@ -41,8 +40,8 @@ _MAX_IDLE_S = 20.0
 _DRAIN_S = 0.25
 _DRAIN_BYTES = 64 * 1024
 
-Judge = Callable[[int, str], ModelError | None]
-"""Makes of a status and what the server said an error of the API's own; ``None``: what it means for any server."""
+Judge = Callable[[int, str, str], ModelError | None]
+"""Makes of a status, the reason and the whole body an error of the API's own; ``None``: as for any server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,6 @@ class Wire:
             if not exchange.complete:
                 # Closing is what makes the server stop, too.
                 link.close()
-            response.close()
             self._give_back(link)
 
     def ask(
@@ -208,7 +206,7 @@ class Wire:
             try:
                 link.begin(patience.what, patience.first_s)
                 return link, link.handle_request(request)
-            except (OSError, httpcore.ProtocolError) as error:
+            except (OSError, NotHttp) as error:
                 if cancel is not None:
                     cancel.detach(link.abort)
                 link.close()
@@ -278,7 +276,8 @@ class Wire:
             raw = b""
         html = raw.lstrip()[:1] == b"<"
         said = "" if html else reason(raw)
-        error = judge(status, said) if judge is not None and not html else None
+        body = raw.decode(errors="replace")
+        error = judge(status, said, body) if judge is not None and not html else None
         return error or self._by_status(status, said, html=html)
 
     def _by_status(self, status: int, said: str, *, html: bool) -> ModelError:
@@ -320,9 +319,10 @@ class Wire:
                 where=self.where,
                 fix="Check that url begins with what the server speaks (http or https), and its certificate",
             )
-        if isinstance(error, httpcore.ProtocolError) and not link.ended:
+        if isinstance(error, NotHttp):
             return self.no_api(f"what is not HTTP ({self.quote(str(error), 100)})")
-        detail = "the server closed it" if link.ended else self.quote(str(error), 200)
+        closed = isinstance(error, BrokenOff)
+        detail = "the server closed it" if closed else self.quote(str(error), 200)
         return EndpointDown(
             f"the connection broke before the reply was whole: {detail}",
             where=self.where,
@@ -373,9 +373,9 @@ class Exchange:
         self.unended = False
         self._chunks: Iterator[bytes] = iter(response.stream)  # type: ignore[arg-type]
 
-    def progress(self) -> None:
+    def progress(self, what: str = "the next token") -> None:
         """Count the time to the next sign of the reply from now."""
-        self.link.expect("the next token", self._between_s)
+        self.link.expect(what, self._between_s)
 
     def whole(self) -> bytes:
         """Give all of the body.
@@ -435,7 +435,7 @@ class Exchange:
                     )
                 yield chunk
             self.complete = True
-        except (OSError, httpcore.ProtocolError) as error:
+        except (OSError, NotHttp) as error:
             raise self._wire.name(error, self.link) from error
 
 
