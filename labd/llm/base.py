@@ -74,17 +74,18 @@ class BaseClient:
         self.endpoint = endpoint
         self._timeouts = timeouts
         self._wire = Wire(endpoint, timeouts, read_key(endpoint))
+        self._faults = self._wire.faults
         self._warmth = Warmth(timeouts, endpoint.keep_alive_s)
         self._lock = threading.Lock()
         self._rates: dict[str, TokenRate] = {}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._wire.where})"
+        return f"{type(self).__name__}({self._faults.where})"
 
     @property
     def where(self) -> str:
         """The endpoint as errors name it: its name and its URL without credentials."""
-        return self._wire.where
+        return self._faults.where
 
     def close(self) -> None:
         """Close the connections that are not in use; those in use close at their end."""
@@ -164,7 +165,7 @@ class BaseClient:
         sizes = (
             f"the prompt has {numbers[0]} tokens, the context {numbers[1]}"
             if numbers
-            else f"the prompt does not fit: {self._wire.quote(said)}"
+            else f"the prompt does not fit: {self._faults.quote(said)}"
         )
         return ContextOverflow(
             f"{sizes} (num_ctx is {options.num_ctx})",
@@ -181,7 +182,7 @@ class BaseClient:
 
     def _refused(self, said: str) -> RequestRefused:
         return RequestRefused(
-            f"the server refuses the request: {self._wire.quote(said)}",
+            f"the server refuses the request: {self._faults.quote(said)}",
             where=self.where,
             fix="Check the options, the schema and the model's name",
         )
@@ -202,7 +203,7 @@ class BaseClient:
                 raise self._broken_off("the reply ended in the middle of a line") from error
             found = self._wire.parse(line)
         if not isinstance(found, dict):
-            raise self._wire.failed("sent what is no JSON object", line)
+            raise self._faults.failed("sent what is no JSON object", line)
         return found
 
     def _piece(self, value: object) -> str:
@@ -211,7 +212,7 @@ class BaseClient:
             return value
         if value is None:
             return ""
-        raise self._wire.failed("sent a message whose content is no text")
+        raise self._faults.failed("sent a message whose content is no text")
 
     # -- waiting
 

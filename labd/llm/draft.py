@@ -74,7 +74,7 @@ class Draft:
         self._pieces += 1
         if self._pieces > self._most_pieces:
             limit = self._options.num_predict
-            raise self._wire.failed(f"goes on although only {limit} tokens were asked for")
+            raise self._wire.faults.failed(f"goes on although only {limit} tokens were asked for")
         if self.first_s is None:
             self.first_s = time.monotonic() - self._begun
             if self._on_first is not None:
@@ -115,7 +115,7 @@ class Draft:
         else:
             what = f"the reply was cut after {used} (num_predict: {self._options.num_predict})"
             fix = "Raise num_predict"
-        raise CutShort(what, where=self._wire.where, fix=fix, text=self.text)
+        raise CutShort(what, where=self._wire.faults.where, fix=fix, text=self.text)
 
 
 class Warmth:

@@ -165,12 +165,12 @@ class OllamaClient(BaseClient):
             return self._is_lmstudio()
         if _BUSY in said:
             return EndpointBusy(
-                f"the server has too much to do: {self._wire.quote(said)}",
+                f"the server has too much to do: {self._faults.quote(said)}",
                 where=self.where,
                 fix="Try later, or give the endpoint fewer slots",
             )
         return EndpointFailed(
-            f"the server broke off the reply: {self._wire.quote(said)}",
+            f"the server broke off the reply: {self._faults.quote(said)}",
             where=self.where,
             fix="See the server's log; often the memory was not enough",
         )
@@ -214,10 +214,10 @@ class OllamaClient(BaseClient):
         found = mapping(self._wire.ask("GET", "/api/version"))
         version = found.get("version")
         if isinstance(version, str):
-            return self._wire.quote(version, 60)
+            return self._faults.quote(version, 60)
         if "Unexpected endpoint" in str(found.get("error")):
             raise self._is_lmstudio()
-        raise self._wire.no_api("what Ollama's /api/version does not say")
+        raise self._faults.no_api("what Ollama's /api/version does not say")
 
     def _models(self) -> tuple[ModelInfo, ...]:
         models = tuple(_model_of(each) for each in self._listing("/api/tags"))
@@ -242,7 +242,7 @@ class OllamaClient(BaseClient):
     def _listing(self, path: str) -> list[dict[str, Any]]:
         models = mapping(self._wire.ask("GET", path)).get("models")
         if not isinstance(models, list):
-            raise self._wire.no_api(f"what Ollama's {path} does not say")
+            raise self._faults.no_api(f"what Ollama's {path} does not say")
         return [
             each for each in models if isinstance(each, dict) and isinstance(each.get("name"), str)
         ]
@@ -382,7 +382,7 @@ class OllamaClient(BaseClient):
             if isinstance(digest, str) and len(layers) < _MAX_LAYERS:
                 layers[digest] = (count(part, "completed"), count(part, "total"))
             done, total = (sum(numbers) for numbers in zip((0, 0), *layers.values(), strict=True))
-            yield PullProgress(self._wire.quote(status, 80), done, total)
+            yield PullProgress(self._faults.quote(status, 80), done, total)
             if status == "success":
                 return
         raise EndpointDown(
@@ -394,12 +394,12 @@ class OllamaClient(BaseClient):
     def _pull_failed(self, model: str, said: str) -> ModelError:
         if "file does not exist" in said or "not found" in said:
             return ModelMissing(
-                f"{model} can't be pulled, there is no such model: {self._wire.quote(said)}",
+                f"{model} can't be pulled, there is no such model: {self._faults.quote(said)}",
                 where=self.where,
                 fix="Check the model's name",
             )
         return EndpointFailed(
-            f"the pull of {model} failed: {self._wire.quote(said)}",
+            f"the pull of {model} failed: {self._faults.quote(said)}",
             where=self.where,
             fix="Check the machine's way to the internet and its free disk space",
         )

@@ -7,8 +7,6 @@ what the lines mean; `labd.llm.ollama` and `labd.llm.openai` do.
 import base64
 import contextlib
 import json
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,16 +15,9 @@ from typing import Any
 
 import httpx
 
-from labd.llm.errors import (
-    EndpointBusy,
-    EndpointDown,
-    EndpointFailed,
-    EndpointMisconfigured,
-    EndpointSilent,
-    ModelError,
-    Stopped,
-)
-from labd.llm.link import Aborted, BrokenOff, Link, NotHttp
+from labd.llm.errors import EndpointMisconfigured, ModelError, Stopped
+from labd.llm.faults import Faults, bare, reason
+from labd.llm.link import Link, NotHttp
 from labd.llm.model import Cancel, Endpoint, Timeouts
 from labd.text import printable
 
@@ -37,6 +28,8 @@ _MAX_REASON_BYTES = 64 * 1024
 _MAX_IDLE_LINKS = 32
 _MAX_IDLE_S = 20.0
 """What lies between may forget an idle connection without a word, and the next request would wait in vain."""
+_SECRET_LENGTH = 6
+"""A shorter header is no secret, and might stand in any text."""
 _DRAIN_S = 0.25
 _DRAIN_BYTES = 64 * 1024
 
@@ -57,23 +50,24 @@ class Wire:
     """The way to one endpoint. Safe for threads: each exchange has a connection to itself.
 
     Attributes:
-        where: the endpoint as errors name it, without credentials.
+        faults: makes the endpoint's errors.
 
     """
 
     def __init__(self, endpoint: Endpoint, timeouts: Timeouts, key: str = "") -> None:
         self._url = httpx.URL(endpoint.url)
         self._timeouts = timeouts
-        self._secrets = tuple(
-            text for text in (key, self._url.password, *endpoint.headers.values()) if len(text) > 5
-        )
         self._headers = {
             "accept-encoding": "identity",
             "user-agent": "labd",
             **_authorization(self._url, key),
             **endpoint.headers,
         }
-        self.where = f"{printable(endpoint.name, 100)} ({printable(bare(self._url), 300)})"
+        secrets = (key, self._url.password, *endpoint.headers.values())
+        self.faults = Faults(
+            f"{printable(endpoint.name, 100)} ({printable(bare(self._url), 300)})",
+            tuple(secret for secret in secrets if len(secret) >= _SECRET_LENGTH),
+        )
         self._lock = threading.Lock()
         self._idle: list[Link] = []
         self._closed = False
@@ -154,34 +148,11 @@ class Wire:
         try:
             return json.loads(raw.decode())
         except UnicodeDecodeError as error:
-            raise self.failed("sent bytes that are not UTF-8", raw) from error
+            raise self.faults.failed("sent bytes that are not UTF-8", raw) from error
         except (ValueError, RecursionError) as error:
             if raw.lstrip()[:1] == b"<":
-                raise self.no_api() from error
-            raise self.failed("sent what is not JSON", raw) from error
-
-    def failed(self, what: str, raw: bytes = b"") -> EndpointFailed:
-        """Make the error for a server that did something it should not have."""
-        seen = f": {self.quote(raw.decode(errors='replace'), 120)}" if raw else ""
-        return EndpointFailed(
-            f"the server {what}{seen}",
-            where=self.where,
-            fix="See the server's log; if it lasts, check which program listens there",
-        )
-
-    def no_api(self, seen: str = "HTML") -> EndpointMisconfigured:
-        """Make the error for what is no server of language models."""
-        return EndpointMisconfigured(
-            f"no LLM API here: it answers with {seen}",
-            where=self.where,
-            fix="Set the endpoint's url to the server itself, such as http://HOST:11434 for Ollama",
-        )
-
-    def quote(self, text: str, limit: int = 300) -> str:
-        """Make what a server said fit for an error: printable, short, and without our secrets."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[secret]")
-        return printable(text, limit)
+                raise self.faults.no_api() from error
+            raise self.faults.failed("sent what is not JSON", raw) from error
 
     # -- one exchange, step by step
 
@@ -214,7 +185,7 @@ class Wire:
                 # request, so that a fresh connection is no second attempt.
                 stale = reused and link.received == 0 and not isinstance(error, TimeoutError)
                 if not stale or link.aborted:
-                    raise self.name(error, link) from error
+                    raise self.faults.name(error, link) from error
 
     def _take(self) -> Link:
         now = time.monotonic()
@@ -240,29 +211,18 @@ class Wire:
     def _look_at_headers(self, exchange: "Exchange", judge: Judge | None) -> None:
         status, headers = exchange.response.status_code, exchange.response.headers
         if 300 <= status < 400:
-            raise self._redirected(status, headers.get("location", ""))
+            raise self.faults.redirected(status, headers.get("location", ""))
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding not in {"", "identity"}:
             raise EndpointMisconfigured(
-                f"the reply is compressed ({self.quote(coding, 40)}), which was not asked for",
-                where=self.where,
+                f"the reply is compressed ({self.faults.quote(coding, 40)}), which was not asked for",
+                where=self.faults.where,
                 fix="Turn compression off in the proxy before the server",
             )
         if status >= 400:
             raise self._refused(exchange, status, judge)
         if headers.get("content-type", "").strip().lower().startswith("text/html"):
-            raise self.no_api()
-
-    def _redirected(self, status: int, target: str) -> EndpointMisconfigured:
-        try:
-            shown = bare(httpx.URL(target))
-        except httpx.InvalidURL:
-            shown = target
-        return EndpointMisconfigured(
-            f"the server redirects (status {status}) to {self.quote(shown) or 'nowhere'}",
-            where=self.where,
-            fix="Redirects are not followed: set the endpoint's url to where it really is",
-        )
+            raise self.faults.no_api()
 
     def _refused(self, exchange: "Exchange", status: int, judge: Judge | None) -> ModelError:
         exchange.max_bytes = _MAX_REASON_BYTES
@@ -278,71 +238,7 @@ class Wire:
         said = "" if html else reason(raw)
         body = raw.decode(errors="replace")
         error = judge(status, said, body) if judge is not None and not html else None
-        return error or self._by_status(status, said, html=html)
-
-    def _by_status(self, status: int, said: str, *, html: bool) -> ModelError:
-        what = f"status {status}" + (f": {self.quote(said)}" if said else "")
-        if status in {401, 403}:
-            return EndpointMisconfigured(
-                f"the server refuses us, {what}",
-                where=self.where,
-                fix="Check the endpoint's key (key_env, key_file, headers); a proxy before Ollama must set"
-                " the Host header to localhost",
-            )
-        if status in {429, 503}:
-            return EndpointBusy(
-                f"the server has too much to do, {what}",
-                where=self.where,
-                fix="Try later, or give the endpoint fewer slots",
-            )
-        if status >= 500:
-            return EndpointFailed(
-                f"the server failed, {what}", where=self.where, fix="See the server's log"
-            )
-        return self.no_api(f"HTML and status {status}" if html else what)
-
-    def name(self, error: Exception, link: Link) -> ModelError:
-        """Make of what went wrong on a link the error that says what it means."""
-        if link.aborted or isinstance(error, Aborted):
-            return Stopped("the reply is not wanted any more", where=self.where)
-        if not link.connected:
-            return self._not_connected(error, link)
-        if isinstance(error, TimeoutError):
-            return EndpointSilent(
-                f"{link.waiting_for} did not come within {link.limit_s:g} s",
-                where=self.where,
-                fix="See whether the server hangs or has more to do than its time-outs allow for",
-            )
-        if isinstance(error, ssl.SSLError):
-            return EndpointMisconfigured(
-                f"TLS failed: {self.quote(str(error), 200)}",
-                where=self.where,
-                fix="Check that url begins with what the server speaks (http or https), and its certificate",
-            )
-        if isinstance(error, NotHttp):
-            return self.no_api(f"what is not HTTP ({self.quote(str(error), 100)})")
-        closed = isinstance(error, BrokenOff)
-        detail = "the server closed it" if closed else self.quote(str(error), 200)
-        return EndpointDown(
-            f"the connection broke before the reply was whole: {detail}",
-            where=self.where,
-            fix="See whether the server still runs; its log says why it ended",
-        )
-
-    def _not_connected(self, error: Exception, link: Link) -> ModelError:
-        if isinstance(error, TimeoutError):
-            what = f"no connection within {link.limit_s:g} s"
-        elif isinstance(error, ConnectionRefusedError):
-            what = "nothing answers there"
-        elif isinstance(error, socket.gaierror):
-            what = "the machine's name is not known"
-        else:
-            what = f"no connection: {self.quote(str(error), 200)}"
-        return EndpointDown(
-            what,
-            where=self.where,
-            fix="Start the server, or mend the endpoint's url",
-        )
+        return error or self.faults.by_status(status, said, html=html)
 
 
 class Exchange:
@@ -402,7 +298,9 @@ class Exchange:
                 rest.append(chunk)
                 held += len(chunk)
                 if held > MAX_LINE_BYTES:
-                    raise self._wire.failed(f"sent a line of more than {MAX_LINE_BYTES} bytes")
+                    raise self._wire.faults.failed(
+                        f"sent a line of more than {MAX_LINE_BYTES} bytes"
+                    )
                 continue
             first, *others = chunk.split(b"\n")
             rest.append(first)
@@ -430,43 +328,13 @@ class Exchange:
             for chunk in self._chunks:
                 self.received += len(chunk)
                 if self.received > self.max_bytes:
-                    raise self._wire.failed(
+                    raise self._wire.faults.failed(
                         f"sent more than the {self.max_bytes} bytes that the request can explain"
                     )
                 yield chunk
             self.complete = True
         except (OSError, NotHttp) as error:
-            raise self._wire.name(error, self.link) from error
-
-
-def bare(url: httpx.URL) -> str:
-    """Give a URL without the credentials in it."""
-    return str(url.copy_with(username=None, password=None)) if url.userinfo else str(url)
-
-
-def reason(raw: bytes) -> str:
-    """Give what an error body says in whatever form its server uses; the text itself where it has none.
-
-    Source: Ollama and LM Studio give ``{"error": text}``, OpenAI-compatible servers
-    ``{"error": {"message": text}}``, LM Studio both; vLLM also ``{"message"}`` and ``{"detail"}``.
-    """
-    text = raw.decode(errors="replace").strip()
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return _reason_of(found) or text
-
-
-def _reason_of(found: object) -> str:
-    if isinstance(found, str):
-        return found
-    if isinstance(found, dict):
-        for key in ("error", "message", "detail"):
-            inner = _reason_of(found.get(key))
-            if inner:
-                return inner
-    return ""
+            raise self._wire.faults.name(error, self.link) from error
 
 
 def _authorization(url: httpx.URL, key: str) -> dict[str, str]:
