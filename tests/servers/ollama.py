@@ -3,8 +3,8 @@
   python -m tests.servers.ollama --port 11434 --model alpha --model beta,thinking --max-loaded 1
   python -m tests.servers.ollama --model alpha=/tmp/a.gguf,vram=8000000000 --available gamma --load-seconds 5
 
-A model is NAME[=PATH][,thinking][,native][,seed=N][,vram=BYTES]; without PATH a tiny one is made, whose seed
-comes from its name. It follows what Ollama 0.33 does (API, names, errors, loading and unloading, overflow); it is
+A model is NAME[=PATH][,thinking][,native][,seed=N][,context=N][,vram=BYTES]; without PATH a tiny
+one is made, whose seed comes from its name. It follows what Ollama 0.33 does (API, names, errors, loading and unloading, overflow); it is
 not Ollama. For tests only: GET /_test/counters says what it did, POST /_test/reset forgets that.
 """
 
@@ -21,7 +21,7 @@ from tests.servers import generation, tiny_model
 from tests.servers.catalogue import Catalogue, Model, full_name, timestamp
 from tests.servers.counters import Counters
 from tests.servers.generation import End, Generation, Part
-from tests.servers.lifetime import Lifetime, ServerProcess, add_arguments
+from tests.servers.lifetime import Lifetime, ServerProcess, make_parser
 from tests.servers.scheduler import Rules, RunnerOptions, Scheduler, Wish
 from tests.servers.web import NDJSON, ClientLeft, Failure, Handler, Hangup, Server, lines
 
@@ -304,12 +304,7 @@ class OllamaHandler(Handler):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.servers.ollama",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
+    parser = make_parser("ollama", __doc__)
     parser.add_argument("--model", action="append", default=[], metavar="MODEL", help="on disk")
     parser.add_argument(
         "--available", action="append", default=[], metavar="MODEL", help="to pull"
