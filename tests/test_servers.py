@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,17 @@ def whole(
     return reply
 
 
+def endless(model: str = "alpha", **over: Any) -> dict[str, Any]:
+    """Ask for a reply of some ten thousand tokens: a schema that long keeps the model from stopping."""
+    items = {"type": "string", "minLength": 100}
+    return ask(model, format={"type": "array", "items": items, "minItems": 400}, **over)
+
+
 @contextmanager
-def long_reply(node: RunningServer, model: str = "alpha", **over: Any) -> Iterator[Iterator[str]]:
-    """A reply that goes on for hundreds of tokens unless it is left: no token that ends it may come."""
-    # A schema keeps the model from stopping, as the list must be that long.
-    listing = {"type": "array", "items": {"type": "string"}, "minItems": 400}
-    body = ask(model, format=listing, options={"num_predict": 2000}, **over)
-    with httpx.stream("POST", f"{node.url}/api/chat", json=body, timeout=30) as reply:
+def long_reply(node: RunningServer, model: str = "alpha") -> Iterator[Iterator[str]]:
+    """Get the lines of an endless reply after its first one; it is left at the end."""
+    url = f"{node.url}/api/chat"
+    with httpx.stream("POST", url, json=endless(model), timeout=30) as reply:
         lines = reply.iter_lines()
         next(lines)
         yield lines
@@ -309,22 +313,42 @@ def test_a_client_that_leaves_during_the_load_ends_the_load() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_in_the_middle_frees_the_slot(*, stream: bool) -> None:
-    with running_ollama("--model=alpha", SLOW) as node:
+    with running_ollama("--model=alpha") as node:
         whole(node, options={"num_predict": 1})
         if stream:
             with long_reply(node):
                 assert node.counters()["in_flight"] == {"alpha:latest": 1}
         else:
-            listing = {"type": "array", "items": {"type": "string"}, "minItems": 400}
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(
-                    f"{node.url}/api/chat",
-                    json=ask(stream=False, format=listing),
-                    timeout=0.3,
-                )
-        wait_until(lambda: node.counters()["in_flight"] == {}, 5, "a free slot")
+                httpx.post(f"{node.url}/api/chat", json=endless(stream=False), timeout=0.3)
+        wait_until(lambda: node.counters()["in_flight"] == {}, 4, "a free slot")
         assert whole(node, options={"num_predict": 1})["done"] is True
         assert node.counters()["models"]["alpha:latest"]["served"] == 2
+
+
+def test_who_waits_for_a_slot_may_leave() -> None:
+    with running_ollama("--model=alpha", SLOW) as node:
+        with long_reply(node):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{node.url}/api/chat", json=ask(), timeout=0.3)
+            wait_until(lambda: node.counters()["seen"][-1].get("failed") == 499, 5, "the leaving")
+        assert whole(node, options={"num_predict": 1})["done"] is True
+
+
+@pytest.mark.parametrize(
+    ("busy", "keep_alive_s", "stays"),
+    [(True, {"alpha": 60, "beta": 600}, "alpha"), (False, {"alpha": 600, "beta": 60}, "alpha")],
+)
+def test_an_idle_model_goes_first_then_the_one_kept_for_the_shortest_time(
+    *, busy: bool, keep_alive_s: dict[str, int], stays: str
+) -> None:
+    models = ("--model=alpha", "--model=beta", "--model=gamma", "--max-loaded=2")
+    with running_ollama(*models, SLOW) as node:
+        for model in ("alpha", "beta"):
+            whole(node, model, options={"num_predict": 1}, keep_alive=keep_alive_s[model])
+        with long_reply(node) if busy else nullcontext():
+            whole(node, "gamma", options={"num_predict": 1})
+            assert listed(node) == [f"{stays}:latest", "gamma:latest"]
 
 
 def test_a_busy_model_is_not_put_out_before_it_is_done() -> None:

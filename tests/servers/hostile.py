@@ -8,18 +8,16 @@ entry per POST, the last one for ever. A GET of a list or a version without such
 that the server looks healthy. `HostileServer` is the same in a thread. Every connection ends after one reply.
 """
 
-import argparse
 import contextlib
 import json
 import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, Self
 
 from tests.servers.behaviours import BEHAVIOURS, UNAVAILABLE, Exchange
-from tests.servers.lifetime import Lifetime, add_arguments
+from tests.servers.lifetime import Lifetime, make_parser
 from tests.servers.web import ClientLeft, shut
 
 _HEAD_MAX_BYTES = 65536
@@ -40,7 +38,9 @@ class HostileServer:
     `script` holds what it does to the POSTs in turn (see `BEHAVIOURS`); `also_gets` has it treat GETs so, too.
     """
 
-    def __init__(self, *script: str, port: int = 0, also_gets: bool = False) -> None:
+    def __init__(
+        self, *script: str, host: str = "127.0.0.1", port: int = 0, also_gets: bool = False
+    ) -> None:
         for name in script:
             _split(name)
         self.script = deque(script or ("fine",))
@@ -50,20 +50,15 @@ class HostileServer:
         self._used: Counter[str] = Counter()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._stopping = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((host, port), backlog=512)
+        self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def at(self, behaviour: str) -> str:
@@ -183,18 +178,14 @@ def main() -> None:
         f"  {name:22}{(act.__doc__ or '').splitlines()[0]}" + (f" [{usual:g}]" if usual else "")
         for name, (act, usual) in BEHAVIOURS.items()
     )
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.servers.hostile",
-        description=__doc__,
-        epilog=f"behaviours, and their usual NUMBER:\n{known}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
+    parser = make_parser("hostile", __doc__, f"behaviours, and their usual NUMBER:\n{known}")
     parser.add_argument("script", nargs="*", metavar="BEHAVIOUR", help="for the POSTs in turn")
     parser.add_argument("--also-gets", action="store_true", help="treat GETs so, too")
     asked = parser.parse_args()
     life = Lifetime(with_stdin=asked.with_stdin)
-    server = HostileServer(*asked.script, port=asked.port, also_gets=asked.also_gets)
+    server = HostileServer(
+        *asked.script, host=asked.host, port=asked.port, also_gets=asked.also_gets
+    )
     life.serve(url=server.url)
     life.leave()
 

@@ -7,7 +7,6 @@ which puts the last one loaded that way out; the context length is fixed at the 
 `json_schema` or `text`. A model is written as for `tests.servers.ollama`. GET /_test/counters counts.
 """
 
-import argparse
 import http.client
 import json
 import threading
@@ -20,7 +19,7 @@ from typing import Any
 from tests.servers import tiny_model, upstream
 from tests.servers.catalogue import Model
 from tests.servers.counters import Counters
-from tests.servers.lifetime import Lifetime, ServerProcess, add_arguments
+from tests.servers.lifetime import Lifetime, ServerProcess, make_parser
 from tests.servers.web import ClientLeft, Failure, Handler, Hangup, Server, shut
 
 
@@ -229,12 +228,7 @@ class LmStudioHandler(Handler):
 
 def main() -> None:
     """Serve until told to end."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.servers.lmstudio",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
+    parser = make_parser("lmstudio", __doc__)
     parser.add_argument("--model", action="append", default=[], metavar="MODEL", help="downloaded")
     parser.add_argument("--ctx", type=int, default=4096, help="context, when a load names none")
     parser.add_argument("--slots", type=int, default=1, help="requests per model at once")
