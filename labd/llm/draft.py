@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from labd.llm.budget import size_bytes
 from labd.llm.errors import CutShort
 from labd.llm.model import Message, Options, Timeouts
 from labd.llm.wire import Exchange, Patience, Wire
@@ -16,7 +17,7 @@ _WARM_S = 240.0
 
 def prompt_bytes(messages: Sequence[Message]) -> int:
     """Count the bytes of all messages in UTF-8."""
-    return sum(len(message.content.encode(errors="replace")) for message in messages)
+    return sum(size_bytes(message.content) for message in messages)
 
 
 def max_reply_bytes(options: Options) -> int:

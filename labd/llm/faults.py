@@ -106,6 +106,8 @@ class Faults:
                 where=self.where,
                 fix="Check that url begins with what the server speaks (http or https), and its certificate",
             )
+        if isinstance(error, NotHttp) and link.replied:
+            return self.failed(f"broke the rules of HTTP ({self.quote(str(error), 100)})")
         if isinstance(error, NotHttp):
             return self.no_api(f"what is not HTTP ({self.quote(str(error), 100)})")
         closed = isinstance(error, BrokenOff)

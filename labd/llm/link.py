@@ -301,6 +301,11 @@ class Link(httpx.BaseTransport):
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     @property
+    def replied(self) -> bool:
+        """Whether the headers of the present reply have come."""
+        return self._incoming is not None and self._incoming.status > 0
+
+    @property
     def aborted(self) -> bool:
         """Whether somebody broke it."""
         return self._aborted

@@ -7,6 +7,7 @@ what the lines mean; `labd.llm.ollama` and `labd.llm.openai` do.
 import base64
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from labd.errors import ConfigError
 from labd.llm.errors import EndpointMisconfigured, ModelError, Stopped
 from labd.llm.faults import Faults, bare, reason
 from labd.llm.link import Link, NotHttp
@@ -32,6 +34,8 @@ _SECRET_LENGTH = 6
 """A shorter header is no secret, and might stand in any text."""
 _DRAIN_S = 0.25
 _DRAIN_BYTES = 64 * 1024
+
+_HEADER = re.compile(r"[A-Za-z0-9-]+")
 
 Judge = Callable[[int, str, str], ModelError | None]
 """Makes of a status, the reason and the whole body an error of the API's own; ``None``: as for any server."""
@@ -55,7 +59,7 @@ class Wire:
     """
 
     def __init__(self, endpoint: Endpoint, timeouts: Timeouts, key: str = "") -> None:
-        self._url = httpx.URL(endpoint.url)
+        self._url = _usable_url(endpoint)
         self._timeouts = timeouts
         self._headers = {
             "accept-encoding": "identity",
@@ -335,6 +339,28 @@ class Exchange:
             self.complete = True
         except (OSError, NotHttp) as error:
             raise self._wire.faults.name(error, self.link) from error
+
+
+def _usable_url(endpoint: Endpoint) -> httpx.URL:
+    where = f"endpoint {printable(endpoint.name, 100)}"
+    try:
+        url = httpx.URL(endpoint.url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"its url is none: {error}", where=where, fix="Mend the url") from error
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ConfigError(
+            "its url is not one of http or https with a host",
+            where=where,
+            fix="Write it like http://HOST:11434",
+        )
+    for name, value in endpoint.headers.items():
+        if not _HEADER.fullmatch(name) or not value.isprintable() or not value.isascii():
+            raise ConfigError(
+                f"its header {printable(name, 60)} can't be sent",
+                where=where,
+                fix="Write names of letters, digits and hyphens, and values on one line",
+            )
+    return url
 
 
 def _authorization(url: httpx.URL, key: str) -> dict[str, str]:
