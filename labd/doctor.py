@@ -157,7 +157,7 @@ def _endpoints(home: Home) -> Iterator[Finding]:
             continue
         look = client.look()
         client.close()
-        yield _seen(name, endpoint.url, look)
+        yield _seen(name, client.url, look)
 
 
 def _seen(name: str, url: str, look: Look) -> Finding:

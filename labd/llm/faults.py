@@ -98,7 +98,9 @@ class Faults:
             return EndpointSilent(
                 f"{link.waiting_for} did not come within {link.limit_s:g} s",
                 where=self.where,
-                fix="See whether the server hangs or has more to do than its time-outs allow for",
+                fix="See whether the server hangs or has more to do than its time-outs allow for"
+                if "TLS" not in link.waiting_for
+                else "See whether the server speaks https at all, else begin its url with http",
             )
         if isinstance(error, ssl.SSLError):
             return EndpointMisconfigured(

@@ -35,6 +35,7 @@ _SECRET_LENGTH = 6
 _DRAIN_S = 0.25
 _DRAIN_BYTES = 64 * 1024
 
+_HOST = re.compile(r"[A-Za-z0-9._:-]+")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
 
 Judge = Callable[[int, str, str], ModelError | None]
@@ -54,7 +55,8 @@ class Wire:
     """The way to one endpoint. Safe for threads: each exchange has a connection to itself.
 
     Attributes:
-        faults: makes the endpoint's errors.
+        url: the endpoint's, without credentials.
+        faults: makes its errors.
 
     """
 
@@ -68,8 +70,9 @@ class Wire:
             **endpoint.headers,
         }
         secrets = (key, self._url.password, *endpoint.headers.values())
+        self.url = printable(bare(self._url), 300)
         self.faults = Faults(
-            f"{printable(endpoint.name, 100)} ({printable(bare(self._url), 300)})",
+            f"{printable(endpoint.name, 100)} ({self.url})",
             tuple(secret for secret in secrets if len(secret) >= _SECRET_LENGTH),
         )
         self._lock = threading.Lock()
@@ -347,7 +350,8 @@ def _usable_url(endpoint: Endpoint) -> httpx.URL:
         url = httpx.URL(endpoint.url)
     except httpx.InvalidURL as error:
         raise ConfigError(f"its url is none: {error}", where=where, fix="Mend the url") from error
-    if url.scheme not in {"http", "https"} or not url.host:
+    usable = _HOST.fullmatch(url.raw_host.decode()) and (url.port or 0) < 2**16
+    if url.scheme not in {"http", "https"} or not usable:
         raise ConfigError(
             "its url is not one of http or https with a host",
             where=where,
