@@ -277,7 +277,8 @@ def locked_within(path: Path, timeout_s: float) -> Iterator[int]:
     """
     deadline_s = time.monotonic() + timeout_s
     with ExitStack() as held:
-        while True:
+        fd = -1
+        while fd < 0:
             try:
                 fd = held.enter_context(locked(path))
             except BlockingIOError as error:
@@ -286,8 +287,6 @@ def locked_within(path: Path, timeout_s: float) -> Iterator[int]:
                         f"another attempt is still alive after {timeout_s:g} s", where=str(path)
                     ) from error
                 time.sleep(_LOCK_POLL_S)
-            else:
-                break
         yield fd
 
 

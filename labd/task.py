@@ -172,7 +172,8 @@ def _stops(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _thinking(value: object) -> object:
-    if not isinstance(value, bool) and value not in {"low", "medium", "high"}:
+    level = isinstance(value, str) and value in {"low", "medium", "high"}
+    if not (level or isinstance(value, bool)):
         msg = "true, false, low, medium or high"
         raise ValueError(msg)
     return value
