@@ -1,7 +1,7 @@
 """One attempt at a task, on the node that runs it: builds the tools, does the work, writes the result.
 
 Called by the engine in a Ray worker process; runs as well without Ray. Knows the sandbox, the journal,
-commands and research; nothing of the spool or of Ray. What research needs takes half a second to import,
+commands, prompts and research; nothing of the spool or of Ray. What research needs takes half a second to import,
 so that is done by the first research task of a process only.
 """
 
@@ -25,6 +25,7 @@ from labd.command.run import Attempt, Report, left_in, limits_of, run_command
 from labd.errors import ConfigError, LabdError, SandboxError, StorageError, TaskFileError
 from labd.files import JsonLines
 from labd.journal import Journal
+from labd.llm.model import Chat
 from labd.log import Logger, file_logger
 from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig, SandboxResult, sweep
 from labd.task import TaskFile, TaskSpec, parse_task
@@ -45,6 +46,9 @@ AHEAD = ".ahead"
 OnStep = Callable[[str, bool], None]
 """Gets the key of each step of a journal, and whether it was replayed."""
 
+Models = Callable[[Mapping[str, Any]], Chat]
+"""Gives whom the attempt of a job may ask."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Did:
@@ -57,17 +61,33 @@ class _Did:
     """Something that it had started may have been killed from outside."""
 
 
+def _no_models(job: Mapping[str, Any]) -> Chat:
+    raise ConfigError(
+        "no endpoint of language models is known on this node", where=str(job["node_id"])
+    )
+
+
 def run(
-    job: Mapping[str, Any], gpus: Sequence[int], on_step: OnStep | None = None
+    job: Mapping[str, Any],
+    gpus: Sequence[int],
+    on_step: OnStep | None = None,
+    models: Models = _no_models,
 ) -> dict[str, Any]:
     """Do the attempt; give its outcome: ``attempt``, ``outcome`` (done or failed), ``error``, ``summary``.
 
+    Args:
+        job: the attempt, as `labd.engine.types.Job` has it.
+        gpus: indices, as Ray gives them.
+        on_step: see there.
+        models: called at most once, where the task asks a language model.
+
     Never raises for what the task, its template or the disk did; such things are a failed outcome
     with ``code``, ``message`` and ``retryable`` in ``error``.
+
     """
     started = utc_now()
     clock = time.monotonic()
-    did = _guarded(lambda: _attempt(job, gpus, on_step, clock))
+    did = _guarded(lambda: _attempt(job, gpus, on_step, models, clock))
     if did.disturbed:
         # A killed helper process may be the first sign of everything being killed: then this process
         # does not live to put a failure on record that the task has nothing to do with.
@@ -78,12 +98,12 @@ def run(
         "attempt": job["attempt"],
         "outcome": "failed" if did.error else "done",
         "error": did.error,
+        "tokens": 0,
         **did.facts,
         "started_at": to_iso(started),
         "finished_at": to_iso(utc_now()),
         "wall_s": round(wall_s, 3),
         "gpu_s": round(wall_s * job["num_gpus"], 3),
-        "tokens": 0,
     }
     return _keep(job, outcome)
 
@@ -178,7 +198,11 @@ def _guarded(work: Callable[[], _Did], *, started: bool = False) -> _Did:
 
 
 def _attempt(
-    job: Mapping[str, Any], gpus: Sequence[int], on_step: OnStep | None, clock: float
+    job: Mapping[str, Any],
+    gpus: Sequence[int],
+    on_step: OnStep | None,
+    models: Models,
+    clock: float,
 ) -> _Did:
     task = parse_task(job["task_text"].encode(), job["file_name"])
     if task.spec.kind == "command":
@@ -186,10 +210,13 @@ def _attempt(
     with file_logger(Path(job["results_dir"]) / LOG) as plain:
         log = plain.bind(task_id=job["task_id"], attempt=job["attempt"])
         log.info("attempt.started", node=job["node_id"], gpus=list(gpus))
-        did = _guarded(
-            lambda: _Did(_research(job, task, gpus, log, on_step=on_step, clock=clock)),
-            started=True,
-        )
+
+        def work() -> _Did:
+            if task.spec.kind == "prompts":
+                return _prompts(job, task, log, models, clock)
+            return _Did(_research(job, task, gpus, log, on_step=on_step, clock=clock))
+
+        did = _guarded(work, started=True)
         try:
             log.info(
                 "attempt.finished",
@@ -247,15 +274,47 @@ def _run_command(
         Attempt(job["task_id"], job["attempt"], results, job["num_cpus"], tuple(gpus)),
         _sandbox(job["sandbox"]["uid"], frozenset(job["sandbox"]["allow_missing"])),
         where=job["file_name"],
-        fence=Fence(
-            tuple(Path(root) for root in job["input_roots"]),
-            tuple(Path(root) for root in job["forbidden_roots"]),
-            results.parent,
-        ),
+        fence=_fence(job),
         allow_network=job["allow_network"],
         limits=limits_of(job["sandbox"], wall_s=job["timeout_s"], room_bytes=_room(job)),
         ahead=ahead,
     )
+
+
+def _fence(job: Mapping[str, Any]) -> Fence:
+    return Fence(
+        tuple(Path(root) for root in job["input_roots"]),
+        tuple(Path(root) for root in job["forbidden_roots"]),
+        Path(job["results_dir"]).parent,
+    )
+
+
+def _progress(log: Logger) -> Callable[[str, int, int, str], None]:
+    """Give what says in the log how far the work is, as `labd.lab.progress_of` reads it."""
+    return lambda stage, done, total, detail: log.info(
+        "stage.progress", stage=stage, done=done, total=total, detail=detail
+    )
+
+
+def _prompts(
+    job: Mapping[str, Any], task: TaskFile, log: Logger, models: Models, clock: float
+) -> _Did:
+    from labd.prompts.run import Patience, run_prompts  # noqa: PLC0415 - see the module's docstring
+
+    for warning in task.spec.warnings():
+        log.warning("task.key_ignored", key=warning)
+    report = run_prompts(
+        task,
+        models(job),
+        where=job["file_name"],
+        results=Path(job["results_dir"]),
+        fence=_fence(job),
+        default_model=job.get("default_model") or "",
+        patience=Patience.within(clock, job["timeout_s"]),
+        progress=_progress(log),
+        log=log,
+    )
+    return _Did({**report.facts, "summary": [report.summary]}, report.error)
 
 
 def _room(job: Mapping[str, Any]) -> int:
@@ -289,9 +348,7 @@ def _research(
     tools = Tools(
         sandbox=_CappedSandbox(job["sandbox"], job["min_free_bytes"]),
         cancelled=threading.Event(),
-        progress=lambda stage, done, total, detail: log.info(
-            "stage.progress", stage=stage, done=done, total=total, detail=detail
-        ),
+        progress=_progress(log),
     )
     with Journal(results / JOURNAL, on_step=on_step) as journal:
         if len(journal):
