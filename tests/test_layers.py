@@ -96,6 +96,8 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
         ("gradio", {"page"}),
         ("watchdog", {"spool"}),
         ("httpx", {"llm"}),
+        ("httptools", {"llm"}),
+        ("jsonschema", {"llm"}),
         ("optuna", {"research"}),
     ],
 )

@@ -78,18 +78,31 @@ class ContextOverflow(ModelError):
     code = "context_overflow"
 
 
-class CutShort(ModelError):
+class _OfText(ModelError):
+    """Carries the text that there was, also through pickle."""
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", text: str = "") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.text = text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.what, self.where, self.fix, self.text))
+
+
+def _rebuild(cls: type[_OfText], what: str, where: str, fix: str, text: str) -> _OfText:
+    return cls(what, where=where, fix=fix, text=text)
+
+
+class CutShort(_OfText):
     """The reply ended because `num_predict` or the context was used up. `text` is what there was of it."""
 
     code = "cut_short"
-    text = ""
 
 
-class BadReply(ModelError):
+class BadReply(_OfText):
     """The reply is not what was asked for, also after the model was shown its error. `text` is the last one."""
 
     code = "bad_reply"
-    text = ""
 
 
 class Stopped(ModelError):

@@ -73,3 +73,10 @@ def running_lmstudio(*arguments: str) -> Iterator[RunningServer]:
     """Run a server with LM Studio's API and ways."""
     with _running("tests.servers.lmstudio", arguments) as server:
         yield server
+
+
+@contextmanager
+def running_hostile(*arguments: str) -> Iterator[RunningServer]:
+    """Run the hostile server as a process; `HostileServer` is the same in a thread."""
+    with _running("tests.servers.hostile", arguments) as server:
+        yield server

@@ -165,7 +165,8 @@ class Generation:
         asked = int(options.pop("num_predict", -1))
         options["n_predict"] = most if asked < 0 else min(asked, most)
         options["n_keep"] = int(options.pop("num_keep", _NUM_KEEP))
-        return {k: v for k, v in options.items() if k not in _RUNNER_OPTIONS | {"num_ctx"}}
+        known = (_INTEGERS | _FLOATS | {"n_predict", "n_keep", "stop"}) - _RUNNER_OPTIONS
+        return {name: value for name, value in options.items() if name in known - {"num_ctx"}}
 
     def _native(self) -> Iterator[Part | End]:
         ask = {**self._sampling(), "messages": self._messages}

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -24,13 +24,20 @@ REPO = Path(__file__).parent.parent.parent
 _READY = "READY "
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Add the options that every server here has."""
+def make_parser(name: str, text: str | None, epilog: str | None = None) -> ArgumentParser:
+    """Give a command line with `text` as its description and the options that every server here has."""
+    parser = ArgumentParser(
+        prog=f"python -m tests.servers.{name}",
+        description=text,
+        epilog=epilog,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: the system picks a free one")
     parser.add_argument(
         "--with-stdin", action="store_true", help="end when standard input closes, too"
     )
+    return parser
 
 
 class Lifetime:

@@ -13,16 +13,11 @@ from typing import Any
 import xllamacpp
 
 from tests.servers import tiny_model
-from tests.servers.lifetime import Lifetime, add_arguments
+from tests.servers.lifetime import Lifetime, make_parser
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.servers.llama",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
+    parser = make_parser("llama", __doc__)
     parser.add_argument("--model", type=Path, metavar="GGUF", help="a model file")
     parser.add_argument("--seed", type=int, default=1, help="of the tiny model, without --model")
     parser.add_argument("--thinking", action="store_true", help="the tiny model reasons first")

@@ -21,7 +21,7 @@ from tests.servers import generation, tiny_model
 from tests.servers.catalogue import Catalogue, Model, full_name, timestamp
 from tests.servers.counters import Counters
 from tests.servers.generation import End, Generation, Part
-from tests.servers.lifetime import Lifetime, ServerProcess, add_arguments
+from tests.servers.lifetime import Lifetime, ServerProcess, make_parser
 from tests.servers.scheduler import Rules, RunnerOptions, Scheduler, Wish
 from tests.servers.web import NDJSON, ClientLeft, Failure, Handler, Hangup, Server, lines
 
@@ -296,12 +296,7 @@ class OllamaHandler(Handler):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.servers.ollama",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
+    parser = make_parser("ollama", __doc__)
     parser.add_argument("--model", action="append", default=[], metavar="MODEL", help="on disk")
     parser.add_argument(
         "--available", action="append", default=[], metavar="MODEL", help="to pull"

@@ -44,8 +44,10 @@ _THINKING_TEMPLATE = """\
 {%- if enable_thinking is defined and not enable_thinking %}{{ '</think>' }}{% endif %}
 {%- endif -%}"""
 
-# Log-odds before any context is seen. What closes something holds its odds whatever the context.
-_CLOSING = {_STOP: 2.4, "</think>": 3.2, '"': 3.4, "]": 2.8, "}": 2.8, ",": 1.4}
+# Log-odds before any context is seen. What closes something holds its odds whatever the context. A space by
+# itself is rare: a grammar of JSON may allow any number of them, and they would never end. So is an exponent:
+# 6E777777 is a number in JSON and infinite elsewhere.
+_CLOSING = {_STOP: 2.4, "</think>": 3.2, '"': 3.4, "]": 2.8, "}": 2.8, ",": 1.4, ":": 1.4}
 _NEVER = -30.0
 
 
@@ -138,7 +140,9 @@ class _Vocabulary:
             return 2.0 if token.startswith(self._space) else 0.2
         if len(token) > 1:
             return _NEVER if token.startswith("<") else -2.5
-        if token == self._space or token.isascii():
+        if token == self._space or token in "eE":
+            return -4.0
+        if token.isascii():
             return 0.0 if token.isalnum() or token == "." else -3.0
         return _NEVER
 

@@ -14,7 +14,8 @@ _TIMEOUT_S = 600.0
 DIED = "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error"
 
 
-def _send(url: str, path: str, body: Any) -> tuple[http.client.HTTPConnection, socket.socket]:
+def send(url: str, path: str, body: Any) -> tuple[http.client.HTTPConnection, socket.socket]:
+    """POST `body`; give the connection, for its reply, and its socket."""
     where = urlsplit(url)
     link = http.client.HTTPConnection(where.hostname or "", where.port, timeout=_TIMEOUT_S)
     link.connect()
@@ -30,7 +31,7 @@ def ask(url: str, path: str, body: Any) -> Any:
 
     """
     try:
-        link, _ = _send(url, path, body)
+        link, _ = send(url, path, body)
         with closing(link):
             reply = link.getresponse()
             data = reply.read()
@@ -50,7 +51,7 @@ def events(url: str, path: str, body: dict[str, Any], hangup: Hangup) -> Iterato
 
     """
     try:
-        link, connection = _send(url, path, {**body, "stream": True})
+        link, connection = send(url, path, {**body, "stream": True})
         hangup.then(lambda: shut(connection))
         with closing(link):
             reply = link.getresponse()
