@@ -274,6 +274,30 @@ def check(
 
 
 @app.command()
+def models(*, as_json: JsonOption = False) -> None:
+    """Show the language models: where each is, whether it is loaded, what is asked of it.
+
+    Examples:  labd models      labd models --json
+    """
+    from labd import inventory
+
+    found = inventory.models(_lab())
+    _answer(as_json, found, lambda: _show_models(found))
+
+
+@app.command()
+def nodes(*, as_json: JsonOption = False) -> None:
+    """Show the machines: what they have, which servers of language models, what runs there.
+
+    Examples:  labd nodes      labd nodes --json
+    """
+    from labd import inventory
+
+    found = inventory.nodes(_lab())
+    _answer(as_json, found, lambda: _show_nodes(found))
+
+
+@app.command()
 def doctor(*, as_json: JsonOption = False) -> None:
     """Try whether this machine keeps labd's promises, and say what to do where it does not.
 
@@ -440,6 +464,62 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
     ):
         if (directory / name).exists():
             _out(f"  {directory / name}")
+
+
+def _show_models(found: dict[str, Any]) -> None:
+    from labd.inventory import different_weights, endpoint_lines, model_lines
+
+    rows = list(model_lines(found))
+    if rows:
+        _table(("model", "endpoint", "state", "size", "context", "in flight", "digest"), rows)
+    for line in endpoint_lines(found["endpoints"]):
+        _out(line)
+    for model, count in found["waiting"].items():
+        _out(f"{count} requests wait for {model}")
+    for model, note in found["notes"].items():
+        _out(f"{model}: {note}")
+    for model in different_weights(found["endpoints"]):
+        _err(f"labd: {model} has different weights under the same name; `labd doctor` says where")
+    if not found["endpoints"]:
+        _err("labd: no endpoint; name one in config/labd.yaml, or start Ollama on this machine")
+    if not found["live"]:
+        _err("labd: asked just now; what is in flight is known only while tasks use models")
+
+
+def _show_nodes(found: list[dict[str, Any]]) -> None:
+    from labd.inventory import endpoint_lines
+
+    for node in found:
+        if node["name"]:
+            size = [
+                f"{node[key]:g} {unit}"
+                for key, unit in (("num_cpus", "CPUs"), ("num_gpus", "GPUs"))
+                if node[key] is not None
+            ]
+            _out(f"{_safe(node['name'])}: {', '.join(size) or 'no daemon runs'}")
+        else:
+            _out("elsewhere:")
+        if node["running"]:
+            _out(f"  runs {', '.join(_safe(task, 60) for task in node['running'][:20])}")
+        for line in endpoint_lines(node["endpoints"]):
+            _out(f"  {line}")
+        for endpoint in node["endpoints"]:
+            loaded = [model["name"] for model in endpoint["models"] if model["loaded"]]
+            if loaded:
+                _out(f"    loaded: {', '.join(loaded)}")
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _show_checks(found: list[dict[str, Any]]) -> None:

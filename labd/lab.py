@@ -367,9 +367,12 @@ class Lab:
 
 def _class_reason(spec: TaskSpec, entry: Entry, status: dict[str, Any]) -> str:
     """Give why tasks like this one wait, as the daemon last said it."""
-    mine = [spec.priority, str(entry.uid), spec.num_cpus, spec.num_gpus]
+    at_home = spec.kind == "prompts"
+    mine = [spec.priority, str(entry.uid), spec.num_cpus, spec.num_gpus, at_home]
     for told in status.get("classes", []):
-        if [told.get(key) for key in ("priority", "owner", "num_cpus", "num_gpus")] == mine:
+        if [
+            told.get(key) for key in ("priority", "owner", "num_cpus", "num_gpus", "at_home")
+        ] == mine:
             return str(told.get("reason", ""))
     return ""
 

@@ -3,7 +3,7 @@
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -74,6 +74,15 @@ class EndpointSettings(_Part):
             msg = "a URL that begins with http:// or https://"
             raise ValueError(msg)
         return value.rstrip("/")
+
+    def facts(self, root: Path) -> dict[str, Any]:
+        """Give what `labd.llm.model.Endpoint` has, and ``node``, as plain data; the key's file below `root`."""
+        return {
+            **self.model_dump(mode="json", exclude={"keep_alive", "key_env", "key_file"}),
+            "keep_alive_s": self.keep_alive,
+            "key_env": self.key_env or "",
+            "key_file": str(root / self.key_file) if self.key_file else "",
+        }
 
 
 class LlmSettings(_Part):
@@ -154,6 +163,11 @@ class Home:
     def run_dir(self) -> Path:
         """The daemon's own files: lock, status, Ray's token."""
         return self.spool / ".labd"
+
+    @property
+    def models_status(self) -> Path:
+        """Where the broker of language models says what there is and what goes on."""
+        return self.run_dir / "models.json"
 
 
 def find_home(given: Path | None) -> Path:

@@ -72,7 +72,7 @@ _KEYS_OF: Mapping[str, tuple[str, ...]] = {
     "prompts": ("input", "model", "system", "template", "reply_schema", "options", "max_errors"),
 }
 """Which keys a kind has beside those that all have."""
-MAX_SCHEMA_BYTES = 100_000
+_MAX_SCHEMA_BYTES = 64 * 1024
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 # What a request holds beside options. An option of one of these names would replace it.
 _REQUESTS_OWN = frozenset(
@@ -327,7 +327,7 @@ class TaskSpec(BaseModel):
     system: Text | None = None
     """The system message of each prompt, plain or Jinja."""
     reply_schema: (
-        Annotated[dict[str, Any], AfterValidator(_json_data(MAX_SCHEMA_BYTES))] | None
+        Annotated[dict[str, Any], AfterValidator(_json_data(_MAX_SCHEMA_BYTES))] | None
     ) = Field(None, alias="schema")
     """The JSON schema that each reply has to fit."""
     options: PromptOptions = PromptOptions()

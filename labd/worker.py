@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,14 @@ from labd.command.run import Attempt, Report, left_in, limits_of, run_command
 from labd.errors import ConfigError, LabdError, SandboxError, StorageError, TaskFileError
 from labd.files import JsonLines
 from labd.journal import Journal
-from labd.llm.model import Chat
 from labd.log import Logger, file_logger
 from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig, SandboxResult, sweep
 from labd.task import TaskFile, TaskSpec, parse_task
 from labd.template import Template, load_template
 
 if TYPE_CHECKING:
+    from labd.llm.pool import Pool
+    from labd.llm.wireform import Call
     from labd.research.sweep import Brief
 
 _FAILURE_PAUSE_S = 0.5
@@ -46,9 +47,6 @@ AHEAD = ".ahead"
 OnStep = Callable[[str, bool], None]
 """Gets the key of each step of a journal, and whether it was replayed."""
 
-Models = Callable[[Mapping[str, Any]], Chat]
-"""Gives whom the attempt of a job may ask."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Did:
@@ -61,33 +59,23 @@ class _Did:
     """Something that it had started may have been killed from outside."""
 
 
-def _no_models(job: Mapping[str, Any]) -> Chat:
-    raise ConfigError(
-        "no endpoint of language models is known on this node", where=str(job["node_id"])
-    )
-
-
 def run(
     job: Mapping[str, Any],
     gpus: Sequence[int],
     on_step: OnStep | None = None,
-    models: Models = _no_models,
+    models: "Call | None" = None,
 ) -> dict[str, Any]:
     """Do the attempt; give its outcome: ``attempt``, ``outcome`` (done or failed), ``error``, ``summary``.
 
-    Args:
-        job: the attempt, as `labd.engine.types.Job` has it.
-        gpus: indices, as Ray gives them.
-        on_step: see there.
-        models: called at most once, where the task asks a language model.
+    `models`: the way to the lab's broker of language models, where the job may need one.
 
     Never raises for what the task, its template or the disk did; such things are a failed outcome
     with ``code``, ``message`` and ``retryable`` in ``error``.
-
     """
     started = utc_now()
     clock = time.monotonic()
-    did = _guarded(lambda: _attempt(job, gpus, on_step, models, clock))
+    with _pool(job, models) as pool:
+        did = _guarded(lambda: _attempt(job, gpus, on_step, clock, pool))
     if did.disturbed:
         # A killed helper process may be the first sign of everything being killed: then this process
         # does not live to put a failure on record that the task has nothing to do with.
@@ -197,24 +185,45 @@ def _guarded(work: Callable[[], _Did], *, started: bool = False) -> _Did:
         return _Did(error=told, disturbed=started)
 
 
+@contextmanager
+def _pool(job: Mapping[str, Any], models: "Call | None") -> Iterator["Pool | None"]:
+    """Give the attempt's way to language models and to GPUs that they fill, if it may need one."""
+    if models is None:
+        yield None
+        return
+    from labd.llm.pool import Pool  # noqa: PLC0415 - most commands need none of it
+
+    holder = f"{job['task_id']}#{job['attempt']}"
+    with Pool(models, holder=holder, node_id=job["node_id"]) as pool:
+        yield pool
+
+
+def _gpus_free(
+    pool: "Pool | None", gpus: Sequence[int], limit_s: float
+) -> AbstractContextManager[object]:
+    """Have the GPUs to ourselves, as far as the lab's language models go."""
+    return pool.gpus(gpus, limit_s) if pool is not None and gpus else nullcontext()
+
+
 def _attempt(
     job: Mapping[str, Any],
     gpus: Sequence[int],
     on_step: OnStep | None,
-    models: Models,
     clock: float,
+    pool: "Pool | None",
 ) -> _Did:
     task = parse_task(job["task_text"].encode(), job["file_name"])
     if task.spec.kind == "command":
-        return _command(job, task, gpus)
+        with _gpus_free(pool, gpus, job["timeout_s"]):
+            return _command(job, task, gpus)
     with file_logger(Path(job["results_dir"]) / LOG) as plain:
         log = plain.bind(task_id=job["task_id"], attempt=job["attempt"])
         log.info("attempt.started", node=job["node_id"], gpus=list(gpus))
 
         def work() -> _Did:
             if task.spec.kind == "prompts":
-                return _prompts(job, task, log, models, clock)
-            return _Did(_research(job, task, gpus, log, on_step=on_step, clock=clock))
+                return _prompts(job, task, log, clock=clock, pool=pool)
+            return _Did(_research(job, task, gpus, log, on_step=on_step, clock=clock, pool=pool))
 
         did = _guarded(work, started=True)
         try:
@@ -297,15 +306,17 @@ def _progress(log: Logger) -> Callable[[str, int, int, str], None]:
 
 
 def _prompts(
-    job: Mapping[str, Any], task: TaskFile, log: Logger, models: Models, clock: float
+    job: Mapping[str, Any], task: TaskFile, log: Logger, *, clock: float, pool: "Pool | None"
 ) -> _Did:
     from labd.prompts.run import Patience, run_prompts  # noqa: PLC0415 - see the module's docstring
 
     for warning in task.spec.warnings():
         log.warning("task.key_ignored", key=warning)
+    if pool is None:
+        raise ConfigError("this attempt has no way to language models", where=job["node_id"])
     report = run_prompts(
         task,
-        models(job),
+        pool,
         where=job["file_name"],
         results=Path(job["results_dir"]),
         fence=_fence(job),
@@ -332,6 +343,7 @@ def _research(
     *,
     on_step: OnStep | None,
     clock: float,
+    pool: "Pool | None",
 ) -> dict[str, Any]:
     from labd.research.experiment import Tools  # noqa: PLC0415 - see the module's docstring
     from labd.research.paper import write_paper  # noqa: PLC0415
@@ -346,7 +358,7 @@ def _research(
         spec.template or "", roots=[Path(root) for root in job["template_roots"]]
     )
     tools = Tools(
-        sandbox=_CappedSandbox(job["sandbox"], job["min_free_bytes"]),
+        sandbox=_CappedSandbox(job["sandbox"], job["min_free_bytes"], pool),
         cancelled=threading.Event(),
         progress=_progress(log),
     )
@@ -386,7 +398,10 @@ def _brief(
 class _CappedSandbox:
     """The sandbox with the settings' ceilings over what a template asks for, and room left on the disk."""
 
-    def __init__(self, settings: Mapping[str, Any], reserve_bytes: int) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], reserve_bytes: int, pool: "Pool | None"
+    ) -> None:
+        self._pool = pool
         self._box = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
         self._settings = settings
         self._reserve_bytes = reserve_bytes
@@ -403,7 +418,8 @@ class _CappedSandbox:
             disk_bytes=max(1, min(limits.disk_bytes, caps["disk_bytes"], room)),
             output_bytes=min(limits.output_bytes, caps["output_bytes"]),
         )
-        return self._box.run(argv, workdir=workdir, limits=capped, **rest)
+        with _gpus_free(self._pool, rest.get("gpus", ()), capped.wall_s):
+            return self._box.run(argv, workdir=workdir, limits=capped, **rest)
 
 
 @functools.cache

@@ -78,11 +78,16 @@ def test_each_waiting_task_has_the_reason_of_its_class_or_its_own(home: Home) ->
     put(home, State.PENDING, "plain")
     put(home, State.PENDING, "big", "kind: command\nrun: 'true'\nnum_gpus: 2\n")
     put(home, State.PENDING, "gated", "kind: command\nrun: 'true'\nafter: x\n")
-    told = {"priority": 0, "owner": str(os.getuid()), "num_cpus": 1.0}
+    told = {"priority": 0, "owner": str(os.getuid()), "num_cpus": 1.0, "at_home": False}
     say(
         home,
         classes=[
-            {**told, "num_gpus": 0.0, "reason": "waits for its turn: 3 before it"},
+            {
+                **told,
+                "num_gpus": 0.0,
+                "at_home": False,
+                "reason": "waits for its turn: 3 before it",
+            },
             {**told, "num_gpus": 2.0, "reason": "waits for 2 GPUs: a has 1 free"},
         ],
         reasons={"gated.yaml": "waits for x, which nobody has submitted"},

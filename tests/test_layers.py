@@ -22,7 +22,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "archive": FILES | {"task"},
     "journal": FILES,
     "scheduler": set(),
-    "llm": GROUND,
+    "llm": FILES,
     "sandbox": FILES,
     "template": FILES | {"task"},
     "command": FILES | {"task", "sandbox"},
@@ -33,7 +33,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
     | {"template", "research", "log"},
-    "engine": {"errors", "text", "log", "worker", "shipping"},
+    "engine": {"errors", "text", "log", "llm", "worker", "shipping"},
     "daemon": FILES
     | {
         "task",
@@ -46,11 +46,23 @@ MAY_KNOW: dict[str, set[str]] = {
         "drop",
     },
     "lab": FILES | {"task", "settings", "spool", "archive", "drop"},
+    "inventory": GROUND | {"lab", "settings", "llm"},
     "doctor": GROUND | {"settings", "sandbox", "llm"},
     "follow": GROUND | {"lab"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND
-    | {"lab", "follow", "task", "settings", "daemon", "doctor", "watch", "log", "page"},
+    | {
+        "lab",
+        "follow",
+        "task",
+        "settings",
+        "daemon",
+        "doctor",
+        "inventory",
+        "watch",
+        "log",
+        "page",
+    },
     "page": GROUND | {"lab"},
 }
 

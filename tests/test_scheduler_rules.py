@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from labd.scheduler import Backlog, Demand, Node, Plan, Running, Snapshot, Waiting, decayed, plan
+from labd.scheduler import (
+    Backlog,
+    Demand,
+    Node,
+    Plan,
+    Running,
+    Snapshot,
+    Start,
+    Waiting,
+    decayed,
+    plan,
+)
 from tests.simulation import Job, RayNode, Simulation
 
 DEMANDS = st.builds(
@@ -19,7 +30,9 @@ DEMANDS = st.builds(
     st.sampled_from([0.0, 0.0, 0.25, 0.4, 0.5, 0.6, 1.0, 2.0, 4.0]),
 )
 NODES = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4)), min_size=1, max_size=3).map(
-    lambda sizes: [Node(f"n{i}", f"n{i}", *map(float, size)) for i, size in enumerate(sizes)]
+    lambda sizes: [
+        Node(f"n{i}", f"n{i}", float(size[0]), float(size[1])) for i, size in enumerate(sizes)
+    ]
 )
 CALM = settings(deadline=None)  # machines are slow at times
 OWNERS = st.sampled_from(["ann", "bob", "cyd"])
@@ -338,3 +351,22 @@ def test_past_use_adds_up_over_many_short_ticks() -> None:
 def test_past_use_is_kept_for_a_thousand_owners_at_most() -> None:
     after = decayed({f"o{i:04}": 0.5 + i / 10_000 for i in range(2000)}, [], BOX, 1, 3600)
     assert set(after) == {f"o{i:04}" for i in range(1000, 2000)}
+
+
+def test_what_needs_the_labs_own_machine_waits_for_it_while_another_is_free() -> None:
+    nodes = [Node("home", "head", 2, 0), Node("away", "other", 8, 0, home=False)]
+    backlog = Backlog()
+    demand = Demand(1, 0, at_home=True)
+    backlog.add(Waiting("prompts", 0, 1, demand))
+    backlog.add(Waiting("command", 0, 2, Demand(1, 0)))
+    busy = [Running("long", "home", Demand(2, 0))]
+
+    def planned(running: list[Running], among: list[Node]) -> Plan:
+        return plan(Snapshot(backlog, running, among, {}, now_s=1.0, reserve_after_s=600))
+
+    assert planned(busy, nodes).starts == [Start("command", "away")]
+    waiting = backlog.get("prompts")
+    assert waiting is not None
+    assert "head has 0 free" in planned(busy, nodes).reason(waiting)
+    assert "on the lab's own machine" in planned([], nodes[1:]).reason(waiting)
+    assert Start("prompts", "home") in planned([], nodes).starts

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from labd.archive import Archive
+from labd.daemon.demand import demand_of
 from labd.daemon.ids import Ids
 from labd.daemon.intake import Intake
 from labd.engine.client import Engine
@@ -119,7 +120,7 @@ class Attempts:
             task = parse_task(look.raw, f"pending/{name}")
         except TaskFileError:
             task = None
-        demand = task and Demand(task.spec.num_cpus, task.spec.num_gpus)
+        demand = task and demand_of(task.spec)
         if task is None or demand != waiting.demand or look.entry.mtime_ns != waiting.since_ns:
             intake.forget(name)  # it is not the file that was planned for
             intake.look_at(name)
@@ -193,7 +194,7 @@ class Attempts:
             entry.version,
             task.sha256,
             attempt,
-            Demand(spec.num_cpus, spec.num_gpus),
+            demand_of(spec),
             str(entry.uid),
             node_id,
             since_s + timeout_s + grace_s,

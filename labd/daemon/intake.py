@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from labd.archive import Archive
 from labd.clock import from_iso
+from labd.daemon.demand import demand_of
 from labd.daemon.ids import Ids, harmless
 from labd.daemon.telling import Once
 from labd.errors import JournalError, StorageError, TaskFileError
 from labd.log import Logger
-from labd.scheduler import Backlog, Demand, Waiting, gate, retry_delay_s
+from labd.scheduler import Backlog, Waiting, gate, retry_delay_s
 from labd.spool import Entry, Look, Spool
 from labd.task import (
     SUFFIXES,
@@ -202,7 +203,7 @@ class Intake:
             entry.name,
             spec.priority,
             entry.mtime_ns,
-            Demand(spec.num_cpus, spec.num_gpus),
+            demand_of(spec),
             str(entry.uid),
             time.monotonic(),
         )

@@ -1,22 +1,23 @@
 """The loop: who takes its turn when; signals, and the start and the end of the daemon."""
 
-import hashlib
 import os
 import signal
 import threading
 import time
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from labd.archive import Archive
-from labd.daemon.attempts import Active, Attempts
+from labd.daemon.attempts import Attempts
 from labd.daemon.endings import Endings
 from labd.daemon.intake import Intake
+from labd.daemon.orders import engine_options, job_for
 from labd.daemon.recovery import Recovery
 from labd.daemon.telling import Once, StatusFile
 from labd.drop import check_drop
 from labd.engine.client import Engine
-from labd.engine.types import Down, Ended, Event, Held, Job, NodeInfo, Nodes, Ready
+from labd.engine.types import Down, Ended, Event, Held, NodeInfo, Nodes, Ready
 from labd.errors import LabdError, StorageError
 from labd.log import Logger
 from labd.scheduler import Node, Plan, Snapshot, decayed, plan
@@ -52,7 +53,7 @@ class Daemon:
         self._archive = Archive(home.results)
         self._checks = _Checks(home)
         self._engine = engine or Engine(
-            _engine_options(home), home.run_dir / "engine.log", self._wake.set, log
+            engine_options(home), home.run_dir / "engine.log", self._wake.set, log
         )
         self._attempts = Attempts(
             self._spool,
@@ -60,7 +61,7 @@ class Daemon:
             self._engine,
             log,
             default_timeout_s=settings.default_timeout,
-            job=self._job,
+            job=partial(job_for, home),
         )
         self._intake = Intake(
             self._spool,
@@ -181,7 +182,7 @@ class Daemon:
 
     def _start(self) -> None:
         running = self._attempts.running()
-        nodes = [Node(n.id, n.name, n.num_cpus, n.num_gpus) for n in self._nodes]
+        nodes = [Node(n.id, n.name, n.num_cpus, n.num_gpus, n.local) for n in self._nodes]
         now_s = time.monotonic()
         if now_s - self._usage_at_s >= _USAGE_EVERY_S:
             elapsed_s = now_s - self._usage_at_s
@@ -218,27 +219,6 @@ class Daemon:
         if free >= wanted:
             return ""
         return f"waits for disk space: {self._home.results} has {free >> 20} MiB free, wanted {wanted >> 20} MiB"
-
-    def _job(self, active: Active, task: TaskFile) -> Job:
-        settings = self._home.settings
-        return Job(
-            task_id=active.task_id,
-            attempt=active.attempt,
-            node_id=active.node_id,
-            num_cpus=active.demand.num_cpus,
-            num_gpus=active.demand.num_gpus,
-            timeout_s=active.timeout_s,
-            task_text=task.text,
-            task_sha256=task.sha256,
-            file_name=active.name,
-            results_dir=str(self._archive.directory(active.task_id)),
-            template_roots=[str(self._home.templates)],
-            min_free_bytes=settings.min_free_bytes,
-            sandbox=settings.sandbox.model_dump(mode="json"),
-            allow_network=settings.sandbox.allow_network,
-            input_roots=[str(path) for path in self._home.inputs],
-            forbidden_roots=[str(path) for path in self._home.forbidden],
-        )
 
     def _sync_in_time(self) -> None:
         """Make claims and moves durable within a moment; one fsync then serves all of that moment."""
@@ -320,7 +300,13 @@ class Daemon:
             "stopped": stopped,
             "dashboard_url": self._dashboard_url,
             "nodes": [
-                {"id": n.id, "name": n.name, "num_cpus": n.num_cpus, "num_gpus": n.num_gpus}
+                {
+                    "id": n.id,
+                    "name": n.name,
+                    "num_cpus": n.num_cpus,
+                    "num_gpus": n.num_gpus,
+                    "local": n.local,
+                }
                 for n in self._nodes
             ],
             "running": {
@@ -342,6 +328,7 @@ class Daemon:
                 "owner": told.owner,
                 "num_cpus": told.demand.num_cpus,
                 "num_gpus": told.demand.num_gpus,
+                "at_home": told.demand.at_home,
                 "count": told.count,
                 "oldest": printable(told.oldest),
                 "reason": told.reason,
@@ -367,21 +354,3 @@ class _Checks:
         if len(self._good_until_s) > _MAX_TOLD:
             self._good_until_s.clear()
         self._good_until_s[template] = now_s + _GOOD_TEMPLATE_S
-
-
-def _engine_options(home: Home) -> dict[str, Any]:
-    settings = home.settings
-    return {
-        "address": settings.ray.address,
-        "num_cpus": settings.ray.num_cpus,
-        "num_gpus": settings.ray.num_gpus,
-        "dashboard": settings.ray.dashboard,
-        "token_path": str(home.run_dir / "ray.token"),
-        "lab": hashlib.sha256(os.fsencode(home.spool.resolve())).hexdigest()[:12],
-        "lock_path": str(home.run_dir / "engine.lock"),
-        "worker": {
-            "results": str(home.results),
-            "sandbox": settings.sandbox.model_dump(mode="json"),
-            "min_free_bytes": settings.min_free_bytes,
-        },
-    }

@@ -37,7 +37,7 @@ class Engine:
             lives and dies with the driver), ``num_cpus``, ``num_gpus``, ``dashboard`` and ``token_path``
             (for one of our own), ``lab`` (a short hash of the lab's home, so that labs can share a
             cluster), ``lock_path`` (a file that workers hold locked while they run an attempt),
-            ``worker`` (what `labd.worker.warm_up` gets).
+            ``worker`` (what `labd.worker.warm_up` gets), ``models`` (what `labd.engine.models.ModelsActor` gets).
         log_path: where the driver and Ray write what they have to say.
 
     """

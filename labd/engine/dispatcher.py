@@ -49,6 +49,7 @@ class Dispatcher:
         deliver: gets each end as the facts of `labd.engine.types.Ended`; called on Ray's own thread,
             so it must not wait. An attempt is held until `forget` is called for it.
         archive: finds or makes the actor through which results of a job on another node come home.
+        models: finds or makes the actor that shares out language models and the GPUs that they fill.
 
     """
 
@@ -57,10 +58,11 @@ class Dispatcher:
         lab: Mapping[str, Any],
         deliver: Callable[[dict[str, Any]], None],
         archive: Callable[[Mapping[str, Any]], Any] = lambda _: None,
+        models: Callable[[], Any] = lambda: None,
     ) -> None:
         self._worker = dict(lab["worker"])
         self._node_id = lab["node_id"]
-        self._archive = archive
+        self._archive, self._models = archive, models
         self._lab = {
             "lab": lab["lab"],
             "lock_path": lab["lock_path"],
@@ -126,13 +128,14 @@ class Dispatcher:
                 return
         try:
             archive = self._archive(job) if job["node_id"] != self._node_id else None
+            models = self._models() if job["wants_models"] or job["num_gpus"] else None
             ref = self._run.options(
                 name=f"labd:{key[0]}#{key[1]}",
                 num_cpus=job["num_cpus"],
                 num_gpus=job["num_gpus"],
                 max_retries=0,
                 scheduling_strategy=_affinity(job["node_id"]),
-            ).remote(job, self._lab, version, archive)
+            ).remote(job, self._lab, version, archive, models)
         except (ValueError, TypeError) as error:
             reason = f"Ray refused it: {printable(str(error), 200)}"
             self._deliver(_ended(key, "lost", None, reason))

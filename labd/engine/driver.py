@@ -124,7 +124,7 @@ def batches(fd: int) -> Iterator[list[dict[str, Any]]]:
 
 
 def _connect(say: Says, options: Mapping[str, Any]) -> Ray:
-    lab = {"lab": options["lab"], "lock_path": options["lock_path"], "worker": options["worker"]}
+    lab = {name: options[name] for name in ("lab", "lock_path", "worker", "models")}
     die = partial(_die, say)
     if options["address"] is None:
         return Embedded(options, lab, say, die)

@@ -69,7 +69,11 @@ class Embedded:
         )
         threading.Thread(target=self._watch, args=(die,), name="processes", daemon=True).start()
         self._node_id = str(ray.get_runtime_context().get_node_id())
-        self._dispatcher = Dispatcher({**lab, "node_id": self._node_id}, self._deliver)
+        self._models_actor: Any = None
+        self._models_options = lab["models"]
+        self._dispatcher = Dispatcher(
+            {**lab, "node_id": self._node_id}, self._deliver, models=self._models
+        )
         self.obey = self._dispatcher.obey
         wait_for_lock(Path(lab["lock_path"]), LOCK_TIMEOUT_S)
 
@@ -81,6 +85,8 @@ class Embedded:
         """Have workers ready."""
         for node in nodes:
             self._dispatcher.warm_node(node["id"], int(node["num_cpus"]), __version__)
+        if self._models_options["endpoints"]:
+            self._models()
 
     def close(self, *, leave_work: bool) -> None:
         """End Ray with all its processes and all work; `leave_work` can't be had."""
@@ -88,6 +94,13 @@ class Embedded:
         self._closing.set()
         self._ray.shutdown()
         self._temp.remove()
+
+    def _models(self) -> Any:
+        if self._models_actor is None:
+            from labd.engine import models  # noqa: PLC0415 - it imports httpx; most labs without models need none
+
+            self._models_actor = models.make(self._models_options, self._node_id)
+        return self._models_actor
 
     def _deliver(self, ended: dict[str, Any]) -> None:
         self._say("ended", **ended)

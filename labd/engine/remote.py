@@ -27,7 +27,11 @@ _followed: set[int] = set()
 
 
 def run_job(
-    job: dict[str, Any], lab: Mapping[str, Any], version: str, archive: Any = None
+    job: dict[str, Any],
+    lab: Mapping[str, Any],
+    version: str,
+    archive: Any = None,
+    models: Any = None,
 ) -> dict[str, Any]:
     """Run one attempt, with the GPUs that Ray assigned; give its outcome.
 
@@ -37,6 +41,8 @@ def run_job(
         version: the labd of the lab.
         archive: where this node is not the lab's own, the actor (`labd.engine.service.ArchiveActor`) through
             which results go home.
+        models: the actor (`labd.engine.models.ModelsActor`) that shares out language models, where the job may
+            need it.
 
     Raises:
         EngineError: this node has another labd than the lab.
@@ -48,10 +54,10 @@ def run_job(
 
     gpus = [int(gpu) for gpu in ray.get_gpu_ids()] if job["num_gpus"] else []
     if archive is not None:
-        return _run_away(job, gpus, _scratch(lab["lab"]), archive)
+        return _run_away(job, gpus, _scratch(lab["lab"]), archive, models)
     _follow(lab["owner_pid"])
     with sharing_lock(Path(lab["lock_path"])):
-        return worker.run(job, gpus)
+        return worker.run(job, gpus, models=_call_to(models))
 
 
 def warm_up(config: dict[str, Any], lab: Mapping[str, Any], version: str, away: bool) -> None:  # noqa: FBT001 - Ray's arguments are best plain
@@ -95,7 +101,17 @@ def _follow(owner_pid: int) -> None:
     threading.Thread(target=watch, name="owner", daemon=True).start()
 
 
-def _run_away(job: dict[str, Any], gpus: list[int], scratch: Path, archive: Any) -> dict[str, Any]:
+def _call_to(models: Any) -> Any:
+    if models is None:
+        return None
+    from labd.engine.models import call_to  # noqa: PLC0415 - most commands need none of it
+
+    return call_to(models)
+
+
+def _run_away(
+    job: dict[str, Any], gpus: list[int], scratch: Path, archive: Any, models: Any
+) -> dict[str, Any]:
     """Run an attempt on a node that has no file system in common with the lab's own."""
     from labd import worker  # noqa: PLC0415 - as in `run_job`
     from labd.shipping import Mirror  # noqa: PLC0415 - as in `run_job`
@@ -120,7 +136,7 @@ def _run_away(job: dict[str, Any], gpus: list[int], scratch: Path, archive: Any)
             os._exit(1)
 
     with Mirror(call, job, scratch / "attempts", on_lost=end) as mirror:
-        return worker.run(mirror.job, gpus, mirror.on_step)
+        return worker.run(mirror.job, gpus, mirror.on_step, models=_call_to(models))
 
 
 def _scratch(lab: str) -> Path:

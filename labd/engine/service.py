@@ -56,8 +56,9 @@ class DispatcherActor:
 
     def __init__(self, lab: dict[str, Any]) -> None:
         self._lab = lab
-        self._dispatcher = Dispatcher(lab, self._keep, self._archive)
+        self._dispatcher = Dispatcher(lab, self._keep, self._archive, self._models)
         self._archive_actor: Any = None
+        self._models_actor: Any = None
         self._clear = False
         self._epoch = 0
         self._driver: socket.socket | None = None
@@ -106,6 +107,14 @@ class DispatcherActor:
             results = str(Path(job["results_dir"]).parent)
             self._archive_actor = actor.remote(results, job["template_roots"])
         return self._archive_actor
+
+    def _models(self) -> Any:
+        if self._models_actor is None:
+            from labd.engine import models  # noqa: PLC0415 - it imports httpx; most labs without models need none
+
+            options = _detached(self._lab, "models")
+            self._models_actor = models.make(self._lab["models"], self._lab["node_id"], **options)
+        return self._models_actor
 
     def _accept(self) -> None:
         while True:
@@ -357,7 +366,7 @@ def _detached(lab: Mapping[str, Any], what: str) -> dict[str, Any]:
 def _end_actors(lab: Mapping[str, Any]) -> None:
     """End the lab's actors, and with them all its work; wait a while until their names are free."""
     deadline = time.monotonic() + _KILL_TIMEOUT_S
-    for what in ("dispatcher", "archive"):
+    for what in ("dispatcher", "archive", "models"):
         with contextlib.suppress(ValueError):  # there is none, or none any more
             ray.kill(ray.get_actor(_name(lab, what), namespace=NAMESPACE))
             while time.monotonic() < deadline:

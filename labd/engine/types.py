@@ -22,6 +22,9 @@ class Job:
     min_free_bytes: int
     sandbox: dict[str, Any]
     allow_network: bool = False
+    wants_models: bool = False
+    """Whether it asks language models."""
+    default_model: str | None = None
     input_roots: list[str] = field(default_factory=list)
     forbidden_roots: list[str] = field(default_factory=list)
 

@@ -74,6 +74,8 @@ class GpuWant:
     gpus: tuple[int, ...]
     since_s: float
     limit_s: float
+    freed_bytes: int = 0
+    """Graphics memory of what was unloaded for it, as the servers said."""
 
 
 @dataclass(slots=True)

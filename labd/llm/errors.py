@@ -105,6 +105,13 @@ class BadReply(_OfText):
     code = "bad_reply"
 
 
+class MemoryHeld(ModelError):
+    """Graphics memory that servers say they gave back is still in use."""
+
+    code = "memory_held"
+    retryable = True
+
+
 class Stopped(ModelError):
     """The caller gave up on the reply while it came."""
 

@@ -36,11 +36,12 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class GpuGrant:
-    """An experiment has its GPUs, as far as the lab's own requests go."""
+    """An experiment has its GPUs, as far as the lab's own requests go; `freed_bytes` were unloaded for it."""
 
     ticket: str
     holder: str
     lease: str
+    freed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +313,7 @@ class Router:
                 desk.now_s, desk.now_s + want.limit_s + _GPU_GRACE_S,
             )  # fmt: skip
             desk.gpu_leases[lease.id] = lease
-            yield GpuGrant(want.ticket, want.holder, lease.id)
+            yield GpuGrant(want.ticket, want.holder, lease.id, want.freed_bytes)
 
     def _begin_changes(self) -> Iterator[Change]:
         for side in self.desk.sides.values():

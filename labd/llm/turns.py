@@ -68,6 +68,7 @@ def gpu_changes(desk: Desk) -> Iterator[Change]:
             if all(idle(desk, side, h) or had_its_turn(desk, h, want.since_s) for h in leaving):
                 side.next = Change(side.name, tuple(h.name for h in leaving))
                 side.kept_for = want.ticket
+                want.freed_bytes += sum(h.vram_bytes for h in leaving)
                 yield side.next
 
 

@@ -1,12 +1,11 @@
 """What a task of prompts must pass at the drop: its input is there, its texts are Jinja, its schema is a schema."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labd.command.places import Fence, Refused, find_input, located
-from labd.errors import TaskFileError
+from labd.errors import ConfigError, TaskFileError
 from labd.prompts.lines import Bad, Line, first_line
 from labd.task import TaskFile
 from labd.text import printable
@@ -114,37 +113,10 @@ _MAY_BE_UNDEFINED = ("defined", "undefined", "default", "d")
 def _schema_problems(schema: Mapping[str, Any] | None) -> Iterator[Refused]:
     if schema is None:
         return
-    from jsonschema import SchemaError  # noqa: PLC0415 - as above
-    from jsonschema.validators import Draft202012Validator, validator_for  # noqa: PLC0415
+    from labd.llm.structured import Shape  # noqa: PLC0415 - as above
 
     try:
-        validator_for(schema, default=Draft202012Validator).check_schema(schema)
-    except SchemaError as error:
-        key = ("schema", *error.absolute_path)
-        yield (
-            key,
-            printable(json.dumps(error.instance, ensure_ascii=False), 80),
-            _said(error.message),
-        )
-    for path, target in _references(schema, ()):
-        if not target.startswith("#"):
-            wanted = "a reference to a place in this schema, such as #/$defs/name"
-            yield ("schema", *path), printable(target, 80), wanted
-
-
-def _said(message: str) -> str:
-    return f"a JSON schema: {printable(message, 200)}"
-
-
-def _references(
-    value: object, path: tuple[str | int, ...]
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Give each reference of a schema to another, which nobody would fetch."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            if key in {"$ref", "$dynamicRef"} and isinstance(part, str):
-                yield (*path, key), part
-            yield from _references(part, (*path, key))
-    elif isinstance(value, list):
-        for place, part in enumerate(value):
-            yield from _references(part, (*path, place))
+        Shape(schema)
+    except ConfigError as error:
+        inner = getattr(error.__cause__, "absolute_path", ())
+        yield ("schema", *inner), printable(error.what, 300), error.fix

@@ -13,20 +13,24 @@ class Demand:
 
     num_cpus: float
     num_gpus: float
+    at_home: bool = False
+    """Whether it can run on the lab's own machine only."""
 
     def __str__(self) -> str:
         parts = [amount(self.num_gpus, "GPU")] if self.num_gpus else []
-        return " and ".join([*parts, amount(self.num_cpus, "CPU")])
+        size = " and ".join([*parts, amount(self.num_cpus, "CPU")])
+        return f"{size} on the lab's own machine" if self.at_home else size
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine in the cluster and what it has in all."""
+    """A machine in the cluster and what it has in all. `home`: it is the lab's own."""
 
     id: str
     name: str
     num_cpus: float
     num_gpus: float
+    home: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ class Room:
 
     def fit(self, demand: Demand) -> tuple[int, ...] | None:
         """Give the devices for the demand, or None where it does not fit."""
+        if demand.at_home and not self.node.home:
+            return None
         return self.devices(demand.num_gpus) if self.cpus + SLACK >= demand.num_cpus else None
 
     def take(self, demand: Demand, gpus: tuple[int, ...]) -> None:
@@ -97,6 +99,8 @@ def rooms_of(nodes: Sequence[Node], running: Iterable[Running]) -> dict[str, Roo
 
 def can_hold(node: Node, demand: Demand) -> bool:
     """Tell whether the node could hold the demand if it were empty."""
+    if demand.at_home and not node.home:
+        return False
     return (
         node.num_cpus + SLACK >= demand.num_cpus and int(node.num_gpus) + SLACK >= demand.num_gpus
     )

@@ -7,6 +7,7 @@ Without --model it serves a tiny model made on the spot. It prints one line, `RE
 """
 
 import argparse
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--context-shift", action="store_true", help="drop old tokens when the context is full"
     )
+    parser.add_argument("--cuda-bytes", type=int, default=0, help="GPU memory to hold besides")
     parser.add_argument("--verbosity", type=int, default=0, help="of llama.cpp's log on stderr")
     return parser
 
@@ -58,6 +60,21 @@ def _params(asked: argparse.Namespace, path: Path) -> Any:
     return params
 
 
+def _hold_cuda(size_bytes: int) -> None:
+    """Take GPU memory, by plain allocations of the driver; it is free again when this process is gone."""
+    cuda = ctypes.CDLL("libcuda.so.1")
+    context, device = ctypes.c_void_p(), ctypes.c_int()
+    pointer = ctypes.c_uint64()
+    codes = (
+        cuda.cuInit(0),
+        cuda.cuDeviceGet(ctypes.byref(device), 0),
+        cuda.cuCtxCreate_v2(ctypes.byref(context), 0, device),
+        cuda.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(size_bytes)),
+    )
+    if any(codes):
+        raise SystemExit(f"{size_bytes} bytes of GPU memory can't be had: {codes}")
+
+
 def main() -> None:
     """Serve until told to end."""
     asked = _parser().parse_args()
@@ -66,6 +83,8 @@ def main() -> None:
     path = asked.model or tiny_model.write(made, tiny_model.default_directory())
     # It is up when this returns. The name keeps it so, and its own end is not awaited: that would wait
     # for clients in the middle of a reply, as they wait for it.
+    if asked.cuda_bytes:
+        _hold_cuda(asked.cuda_bytes)
     server = xllamacpp.Server(_params(asked, path))
     life.serve(
         url=server.listening_address,

@@ -32,12 +32,19 @@ class Node:
     """The catalogue, the scheduler, and what brings them together."""
 
     def __init__(
-        self, catalogue: Catalogue, rules: Rules, version: str, seconds_per_token: float
+        self,
+        catalogue: Catalogue,
+        rules: Rules,
+        version: str,
+        seconds_per_token: float,
+        *,
+        cuda: bool = False,
     ) -> None:
         self.catalogue, self.version = catalogue, version
         self.counters = Counters()
         self.scheduler = Scheduler(rules, self.counters, self._start)
         self._seconds_per_token = seconds_per_token
+        self._cuda = cuda
 
     def _start(self, model: Model, options: RunnerOptions) -> ServerProcess:
         shift = () if ("shift", False) in options.others else ("--context-shift",)
@@ -47,6 +54,7 @@ class Node:
             f"--name={model.name}",
             f"--slots={self.scheduler.rules.num_parallel}",
             f"--ctx={options.num_ctx}",
+            f"--cuda-bytes={self.scheduler.size_vram(model) if self._cuda else 0}",
             *shift,
         )
 
@@ -312,6 +320,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pull-seconds", type=float, default=0.5, metavar="S", help="of one pull")
     parser.add_argument("--seconds-per-token", type=float, default=0.0, metavar="S")
     parser.add_argument("--vram-bytes", type=int, default=0, help="GPU memory; 0: no limit")
+    parser.add_argument("--cuda", action="store_true", help="really hold that GPU memory")
     parser.add_argument("--num-ctx", type=int, default=4096, help="context, when not asked for")
     parser.add_argument("--version", default="0.33.0", help="what it says its version is")
     parser.add_argument("--store", type=Path, help="where pulled models go (default: a new one)")
@@ -341,7 +350,8 @@ def main() -> None:
     available = [Model.parse(text, directory) for text in asked.available]
     store = asked.store or Path(tempfile.mkdtemp(prefix="labd-ollama-"))
     catalogue = Catalogue(models, available, store, asked.pull_seconds)
-    node = Node(catalogue, _rules(asked), asked.version, asked.seconds_per_token)
+    rules = _rules(asked)
+    node = Node(catalogue, rules, asked.version, asked.seconds_per_token, cuda=asked.cuda)
     server = OllamaServer((asked.host, asked.port), node)
     server.serve_in_thread()
     life.serve(url=server.url, models=[model.name for model in models])

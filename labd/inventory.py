@@ -1,0 +1,142 @@
+"""What language models and machines the lab has: as the broker last said it, or, where none works, by a look of our own."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from labd.clock import from_iso, utc_now
+from labd.lab import Lab
+from labd.llm.desk import Rules
+from labd.llm.finding import Machine, find_own, found_on, placed
+from labd.llm.hands import DirectHands
+from labd.llm.model import Timeouts
+from labd.llm.report import report
+from labd.llm.router import Router
+from labd.settings import Home
+
+_FRESH_S = 15.0
+_LOOK_TIMEOUTS = Timeouts(connect_s=2.0, look_s=5.0)
+_THREADS = 16
+_THIS = "this machine"
+
+
+def models(lab: Lab) -> dict[str, Any]:
+    """Give endpoints with what they have and do, and who waits, as `labd.llm.report.report` has it.
+
+    ``live`` says that the lab's broker said so a moment ago; without one the endpoints are asked, and
+    what goes on is not known.
+    """
+    told = _told(lab)
+    return {**(told or _asked(lab.home)), "live": told is not None}
+
+
+def nodes(lab: Lab) -> list[dict[str, Any]]:
+    """Give the machines that the daemon has, each with its endpoints and the tasks that run there.
+
+    Without a daemon there is this machine only. Endpoints on no machine of the lab come last, under an empty name.
+    """
+    status, found = lab.status(), models(lab)
+    told = status.facts.get("nodes", []) if status.up else []
+    machines = [*told] or [
+        {"id": "", "name": _THIS, "num_cpus": None, "num_gpus": None, "local": True}
+    ]
+    running: defaultdict[str, list[str]] = defaultdict(list)
+    for task, facts in status.facts.get("running", {}).items() if status.up else ():
+        running[facts["node"]].append(task)
+    local = next((m["id"] for m in machines if m.get("local")), "")
+    endpoints: defaultdict[str | None, list[Any]] = defaultdict(list)
+    for endpoint in found["endpoints"]:
+        node_id = endpoint["node_id"]
+        if node_id and not found["live"]:
+            node_id = local  # found without the daemon: ids of machines mean nothing
+        known = any(machine["id"] == node_id for machine in machines)
+        endpoints[node_id if known and (node_id or not told) else None].append(endpoint)
+    listed = [
+        {**machine, "running": running[machine["name"]], "endpoints": endpoints[machine["id"]]}
+        for machine in machines
+    ]
+    if endpoints[None]:
+        listed.append({"id": "", "name": "", "running": [], "endpoints": endpoints[None]})
+    return listed
+
+
+def _told(lab: Lab) -> dict[str, Any] | None:
+    try:
+        facts = json.loads(lab.home.models_status.read_bytes())
+        age_s = (utc_now() - from_iso(facts["at"])).total_seconds()
+    except (OSError, ValueError, KeyError):
+        return None
+    return facts if age_s <= _FRESH_S and isinstance(facts, dict) else None
+
+
+def _asked(home: Home) -> dict[str, Any]:
+    router = router_of(home)
+    return report(router.desk, router.desk.now_s, {})
+
+
+def router_of(home: Home) -> Router:
+    """Look at all endpoints of the settings, and at this machine's own Ollama; give what was seen."""
+    here = Machine("here", _THIS, "127.0.0.1", local=True)
+    endpoints = placed([e.facts(home.root) for e in home.settings.endpoints], [here])
+    if home.settings.llm.discover and (url := find_own()):
+        own = found_on(here, url, endpoints)
+        endpoints += [own] if own else []
+    router = Router(Rules(allow_remote=home.settings.llm.allow_remote), endpoints)
+    hands = DirectHands(_LOOK_TIMEOUTS)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for endpoint, look in zip(endpoints, threads.map(hands.look, endpoints), strict=True):
+            router.seen(endpoint.name, look, 0.0)
+    return router
+
+
+# --- in lines for people
+
+
+def model_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Give a table's rows: model, endpoint, state, size, context, requests in flight, digest."""
+    for endpoint in found["endpoints"]:
+        for model in endpoint["models"]:
+            state = "loaded" if model["loaded"] else "on disk"
+            yield (
+                model["name"],
+                endpoint["name"],
+                "elsewhere" if model["remote"] else state,
+                _gib(model["vram_bytes"] if model["vram_bytes"] > 1 else model["size_bytes"]),
+                str(model["num_ctx"] or ""),
+                f"{model['in_flight']}/{endpoint['slots']}"
+                if found["live"] and model["loaded"]
+                else "",
+                model["digest"].removeprefix("sha256:")[:12],
+            )
+
+
+def endpoint_lines(endpoints: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say of each endpoint how it is, what it does, and what to do where something is wrong."""
+    for endpoint in endpoints:
+        server = " ".join(
+            filter(None, (endpoint["server"] or endpoint["api"], endpoint["version"]))
+        )
+        yield f"{endpoint['name']}: {endpoint['health']}, {server} at {endpoint['url']}{_whose(endpoint)}"
+        for text in (endpoint["doing"], endpoint["problem"], endpoint["fix"]):
+            if text:
+                yield f"  {text}"
+
+
+def _whose(endpoint: Mapping[str, Any]) -> str:
+    return ", for its own machine only" if endpoint["only_from"] else ""
+
+
+def different_weights(endpoints: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Give the models that are not the same everywhere: by name, for each digest the endpoints that have it."""
+    seen: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for endpoint in endpoints:
+        for model in endpoint["models"]:
+            if model["digest"]:
+                seen[model["name"]][model["digest"]].append(endpoint["name"])
+    return {name: dict(digests) for name, digests in seen.items() if len(digests) > 1}
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes else ""

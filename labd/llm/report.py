@@ -1,0 +1,78 @@
+"""What a desk knows, as people are shown it: plain data. Pure."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from labd.llm.desk import Desk, Side
+from labd.text import printable
+
+_MAX_WAITING = 100
+
+
+def report(desk: Desk, now_s: float, notes: Mapping[str, str]) -> dict[str, Any]:
+    """Give endpoints with what they have and do, and who waits, all texts printable."""
+    waiting = Counter(want.model for want in desk.wants.values())
+    return {
+        "endpoints": [_side(desk, side, now_s) for side in desk.sides.values()],
+        "waiting": {
+            printable(model, 100): count for model, count in waiting.most_common(_MAX_WAITING)
+        },
+        "waiting_for_gpus": len(desk.gpu_wants),
+        "experiments": len(desk.gpu_leases),
+        "notes": {printable(model, 100): printable(note, 200) for model, note in notes.items()},
+    }
+
+
+def _side(desk: Desk, side: Side, now_s: float) -> dict[str, Any]:
+    look = side.look
+    return {
+        "name": printable(side.name, 100),
+        "url": printable(side.endpoint.url, 200),
+        "api": side.endpoint.api,
+        "node_id": side.endpoint.node_id,
+        "only_from": side.endpoint.only_from,
+        "server": look.server if look else None,
+        "version": printable(look.version, 60) if look else "",
+        "health": health(side, now_s),
+        "problem": printable(look.problem, 200) if look else "",
+        "fix": printable(look.fix, 300) if look else "",
+        "slots": side.slots,
+        "models": [
+            {
+                "name": printable(model.name, 100),
+                "digest": model.digest,
+                "size_bytes": model.size_bytes,
+                "remote": model.remote,
+                "loaded": name in side.held,
+                "num_ctx": side.held[name].num_ctx if name in side.held else 0,
+                "vram_bytes": side.held[name].vram_bytes if name in side.held else 0,
+                "in_flight": desk.in_flight(side, name),
+            }
+            for name, model in side.models.items()
+        ],
+        "doing": doing(side),
+    }
+
+
+def health(side: Side, now_s: float) -> str:
+    """Give an endpoint's health in one word; ``resting`` where it failed too often."""
+    if side.look is None:
+        return "unseen"
+    if side.open_until_s > now_s and side.failures:
+        return "resting"
+    if side.change is not None and side.change.load and side.answers:
+        return "loading"
+    return side.look.health
+
+
+def doing(side: Side) -> str:
+    """Say what is being done to an endpoint's memory, or give an empty text."""
+    change = side.change or side.next
+    if change is None:
+        return f"downloads {printable(side.pulling, 100)}" if side.pulling else ""
+    target = f"loads {change.load}" if change.load else "makes room for experiments"
+    out = f", unloads {', '.join(change.unload)}" if change.unload else ""
+    return printable(
+        ("" if side.change else "waits for requests to end, then ") + target + out, 300
+    )
