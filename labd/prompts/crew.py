@@ -73,14 +73,21 @@ class Crew:
         with self._changed:
             wanted = self._wanted()
             self._threads += wanted
-            if not wanted:
+            if not wanted and not (self._over() and all(future.done() for future in futures)):
                 self._changed.wait(_TURN_S)
-        futures |= {executor.submit(self._work) for _ in range(wanted)}
+        for _ in range(wanted):
+            future = executor.submit(self._work)
+            future.add_done_callback(self._noted)
+            futures.add(future)
         for future in [future for future in futures if future.done()]:
             futures.discard(future)
             future.result()
         with self._changed:
             return bool(futures) or not self._over()
+
+    def _noted(self, _: object) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _wanted(self) -> int:
         if self._over() or self._threads >= MAX_THREADS:

@@ -195,7 +195,9 @@ def _opened(path: Path, wording: Wording, watch: _Watch, progress: Progress) -> 
         if pace.due(time.monotonic()):
             progress("input", 0, 1, f"{lines:,} lines read")
 
-    return open_prompts(path, templated=wording.templated, check=wording.messages, tick=tick)
+    prompts = open_prompts(path, templated=wording.templated, check=wording.messages, tick=tick)
+    progress("input", 1, 1, f"{len(prompts):,} prompts")
+    return prompts
 
 
 class _Work:
