@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from labd.llm.probe import probe
+from labd.errors import ConfigError
+from labd.llm.client import connect
+from labd.llm.model import Endpoint, Look
 from labd.sandbox import Sandbox, SandboxConfig
 from labd.settings import Home
 from labd.text import printable
@@ -147,14 +149,20 @@ def _endpoints(home: Home) -> Iterator[Finding]:
             "endpoints", Level.NOTE, "no language models configured; researcher: sweep needs none"
         )
     for endpoint in home.settings.endpoints:
-        state = probe(endpoint.url, endpoint.api)
         name = f"endpoint {printable(endpoint.name, 60)}"
-        if state.problem:
-            yield Finding(
-                name, Level.FAILING, f"{endpoint.url}: {printable(state.problem, 200)}", state.fix
-            )
-        else:
-            models = (
-                ", ".join(printable(model, 60) for model in state.models[:8]) or "no models yet"
-            )
-            yield Finding(name, Level.OK, f"{endpoint.url}: {models}")
+        try:
+            client = connect(Endpoint(endpoint.name, endpoint.url, endpoint.api))
+        except ConfigError as error:
+            yield Finding(name, Level.FAILING, error.what, error.fix)
+            continue
+        look = client.look()
+        client.close()
+        yield _seen(name, client.url, look)
+
+
+def _seen(name: str, url: str, look: Look) -> Finding:
+    if look.problem:
+        return Finding(name, Level.FAILING, f"{url}: {printable(look.problem, 200)}", look.fix)
+    models = ", ".join(printable(model.name, 60) for model in (look.models or ())[:8])
+    state = "" if look.health == "up" else f" ({look.health})"
+    return Finding(name, Level.OK, f"{url}{state}: {models or 'no models yet'}")

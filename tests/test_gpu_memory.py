@@ -6,7 +6,6 @@ Needs an NVIDIA GPU; skipped where there is none, and failing there with LABD_RE
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,21 +13,20 @@ from labd.llm.errors import MemoryHeld
 from labd.llm.model import Message, Options
 from labd.llm.vram import VramWatch, watching
 from tests.servers.fixtures import running_ollama
-from tests.test_llm_pool import NODE, brokered, endpoint, pool
+from tests.test_llm_pool import brokered, endpoint, pool
 
 SIZE_BYTES = 24 * 2**30
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
-def _a_gpu() -> Iterator[None]:
+def _a_gpu() -> None:
     with watching() as vram:
         seen = vram.sees_gpus
     if not seen and os.environ.get("LABD_REQUIRE_GPU") == "1":
         pytest.fail("NVML sees no GPU, and LABD_REQUIRE_GPU is set")
     if not seen:
         pytest.skip("NVML sees no GPU")
-    yield
 
 
 def used_bytes() -> int:

@@ -87,6 +87,11 @@ class BaseClient:
         """The endpoint as errors name it: its name and its URL without credentials."""
         return self._faults.where
 
+    @property
+    def url(self) -> str:
+        """The endpoint's URL without credentials."""
+        return self._wire.url
+
     def close(self) -> None:
         """Close the connections that are not in use; those in use close at their end."""
         self._wire.close()

@@ -8,9 +8,10 @@ old one gave out.
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from labd.clock import to_iso, utc_now
 from labd.files import write_json
@@ -22,6 +23,8 @@ from labd.llm.report import report
 from labd.llm.router import Action, GpuGrant, Grant, Recall, Refusal, Router
 from labd.llm.wireform import error_to_data, grant_to_data
 from labd.text import printable
+
+T = TypeVar("T")
 
 LOOK_EVERY_S = 5.0
 _TICK_S = 0.25
@@ -256,11 +259,7 @@ class Broker:
         with self._news:
             endpoint = self._router.desk.sides[change.endpoint].endpoint
         began_s = time.monotonic()
-        error = ""
-        try:
-            self._hands.change(endpoint, change)
-        except ModelError as problem:
-            error = str(problem)
+        _, error = _tried(lambda: self._hands.change(endpoint, change))
         took_s = time.monotonic() - began_s
         with self._news:
             self._router.changed(change.endpoint, took_s, error, time.monotonic())
@@ -279,12 +278,8 @@ class Broker:
                 self._notes[pull.model] = f"{endpoint.name} downloads it: {printable(text, 100)}"
                 self._news.notify_all()
 
-        error = ""
-        try:
-            self._hands.pull(endpoint, pull.model, note)
-        except ModelError as problem:
-            error = str(problem)
-        look = self._hands.look(endpoint)
+        _, error = _tried(lambda: self._hands.pull(endpoint, pull.model, note))
+        look = self._look(endpoint)
         with self._news:
             self._notes.pop(pull.model, None)
             self._router.seen(pull.endpoint, look, time.monotonic())
@@ -293,7 +288,10 @@ class Broker:
 
     def _discover(self) -> None:
         while not self._closed.is_set():
-            endpoints = self._find()
+            endpoints, _ = _tried(self._find)
+            if endpoints is None:
+                self._closed.wait(self._look_every_s)
+                continue
             with self._news:
                 self._router.know(endpoints)
                 self._found = True
@@ -317,13 +315,17 @@ class Broker:
                 generation = watcher.generation
                 changing = side is not None and side.change is not None
             if side is not None and not changing:
-                look = self._hands.look(side.endpoint)
+                look = self._look(side.endpoint)
                 with self._news:
                     if generation == watcher.generation:
                         self._router.seen(name, look, time.monotonic())
                         self._step()
             watcher.look_now.wait(self._look_every_s)
             watcher.look_now.clear()
+
+    def _look(self, endpoint: Endpoint) -> Look:
+        look, fault = _tried(lambda: self._hands.look(endpoint))
+        return look or Look("misconfigured", problem=fault)
 
     def _tick(self) -> None:
         while not self._closed.wait(_TICK_S):
@@ -342,6 +344,17 @@ class Broker:
             OSError
         ):  # it is for people's eyes; the next one comes in a moment
             write_json(self._status_path, {"at": to_iso(utc_now()), **told}, durable=False)
+
+
+def _tried(work: Callable[[], T]) -> tuple[T | None, str]:
+    """Give what the work gives, or why it failed. A fault of ours is told too, or the thread would end and all wait."""
+    try:
+        return work(), ""
+    except ModelError as problem:
+        return None, str(problem)
+    except Exception as fault:  # noqa: BLE001 - the border of the broker's threads
+        traceback.print_exc()
+        return None, f"a fault in labd: {type(fault).__name__}: {fault}"
 
 
 class _Watcher:

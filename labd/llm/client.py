@@ -17,6 +17,10 @@ class Client(Protocol):
     def where(self) -> str:
         """The endpoint as errors name it: its name and its URL without credentials."""
 
+    @property
+    def url(self) -> str:
+        """The endpoint's URL without credentials."""
+
     def chat(
         self,
         messages: Sequence[Message],

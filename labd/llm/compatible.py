@@ -107,9 +107,9 @@ class CompatibleServer(BaseClient):
             for model in seen.models or ()
         )
 
-    def _models(self) -> tuple[ModelInfo, ...]:
+    def _models(self, cancel: Cancel | None = None) -> tuple[ModelInfo, ...]:
         """Ask for the models, and find out by the way which server this is and what contexts it has."""
-        found = mapping(self._wire.ask("GET", "/v1/models"))
+        found = mapping(self._wire.ask("GET", "/v1/models", cancel=cancel))
         data = found.get("data")
         if not isinstance(data, list):
             if _NO_PATH in str(found.get("error")):

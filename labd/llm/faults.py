@@ -98,7 +98,9 @@ class Faults:
             return EndpointSilent(
                 f"{link.waiting_for} did not come within {link.limit_s:g} s",
                 where=self.where,
-                fix="See whether the server hangs or has more to do than its time-outs allow for",
+                fix="See whether the server hangs or has more to do than its time-outs allow for"
+                if "TLS" not in link.waiting_for
+                else "See whether the server speaks https at all, else begin its url with http",
             )
         if isinstance(error, ssl.SSLError):
             return EndpointMisconfigured(
@@ -106,6 +108,8 @@ class Faults:
                 where=self.where,
                 fix="Check that url begins with what the server speaks (http or https), and its certificate",
             )
+        if isinstance(error, NotHttp) and link.replied:
+            return self.failed(f"broke the rules of HTTP ({self.quote(str(error), 100)})")
         if isinstance(error, NotHttp):
             return self.no_api(f"what is not HTTP ({self.quote(str(error), 100)})")
         closed = isinstance(error, BrokenOff)

@@ -3,8 +3,11 @@
 import threading
 from collections.abc import Callable
 
+from labd.errors import ConfigError
+from labd.llm.base import PullProgress
 from labd.llm.client import Client, connect
 from labd.llm.desk import Change
+from labd.llm.errors import EndpointMisconfigured
 from labd.llm.model import Endpoint, Look, Timeouts
 
 
@@ -14,11 +17,14 @@ class DirectHands:
     def __init__(self, timeouts: Timeouts | None = None) -> None:
         self._timeouts = timeouts or Timeouts()
         self._lock = threading.Lock()
-        self._clients: dict[Endpoint, Client] = {}
+        self._clients: dict[str, tuple[Endpoint, Client]] = {}
 
     def look(self, endpoint: Endpoint) -> Look:
         """Give the endpoint's state."""
-        return self._client(endpoint).look()
+        try:
+            return self._client(endpoint).look()
+        except ConfigError as error:
+            return Look("misconfigured", problem=error.what, fix=error.fix)
 
     def change(self, endpoint: Endpoint, change: Change) -> None:
         """Unload, wait until that is done, and load.
@@ -27,7 +33,7 @@ class DirectHands:
             ModelError: it did not work.
 
         """
-        client = self._client(endpoint)
+        client = self._client_or_error(endpoint)
         for model in change.unload:
             client.unload(model)
         if change.load is not None:
@@ -40,10 +46,24 @@ class DirectHands:
             ModelError: it did not work.
 
         """
-        self._client(endpoint).pull(model, progress)
+
+        def tell(now: PullProgress) -> None:
+            share = f" {100 * now.done_bytes // now.total_bytes} %" if now.total_bytes else ""
+            size = f" of {now.total_bytes / 2**30:.1f} GiB" if now.total_bytes else ""
+            progress(f"{now.status}{share}{size}")
+
+        self._client_or_error(endpoint).pull(model, tell)
+
+    def _client_or_error(self, endpoint: Endpoint) -> Client:
+        try:
+            return self._client(endpoint)
+        except ConfigError as error:
+            raise EndpointMisconfigured(error.what, where=error.where, fix=error.fix) from error
 
     def _client(self, endpoint: Endpoint) -> Client:
         with self._lock:
-            if endpoint not in self._clients:
-                self._clients[endpoint] = connect(endpoint, self._timeouts)
-            return self._clients[endpoint]
+            known, client = self._clients.get(endpoint.name, (None, None))
+            if client is None or known != endpoint:
+                client = connect(endpoint, self._timeouts)
+                self._clients[endpoint.name] = (endpoint, client)
+            return client

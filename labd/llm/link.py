@@ -52,6 +52,7 @@ class _Incoming:
         self.whole = False
         self.excess = False
         self._until_closed = True
+        self._kept = False
         self.parser = httptools.HttpResponseParser(self)
 
     def on_message_begin(self) -> None:
@@ -69,6 +70,8 @@ class _Incoming:
         self.status = status
         bounded = {b"content-length", b"transfer-encoding"}
         self._until_closed = not any(name.lower() in bounded for name, _ in self.headers)
+        # Asked for now: at the end of the message the parser has forgotten it.
+        self._kept = self.parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
         self.chunks.append(data)
@@ -102,12 +105,7 @@ class _Incoming:
     @property
     def reusable(self) -> bool:
         """Whether another request may follow on the same connection."""
-        return (
-            self.whole
-            and not self.excess
-            and not self._until_closed
-            and self.parser.should_keep_alive()
-        )
+        return self.whole and self._kept and not self.excess and not self._until_closed
 
 
 class Link(httpx.BaseTransport):
@@ -125,7 +123,7 @@ class Link(httpx.BaseTransport):
 
     def __init__(self, url: httpx.URL, connect_s: float) -> None:
         self._tls = url.scheme == "https"
-        self._host = url.host
+        self._host = url.raw_host.decode()
         self._port = url.port or (443 if self._tls else 80)
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
@@ -299,6 +297,11 @@ class Link(httpx.BaseTransport):
                 # Not the TLS socket's own shutdown, which drops its state under the reader.
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    @property
+    def replied(self) -> bool:
+        """Whether the headers of the present reply have come."""
+        return self._incoming is not None and self._incoming.status > 0
 
     @property
     def aborted(self) -> bool:

@@ -50,7 +50,7 @@ class OpenAIClient(CompatibleServer):
         """
         self._check_messages(messages)
         if self._server is None:
-            self._models()
+            self._models(cancel)
         size = prompt_bytes(messages)
         name = name_of(options.model)
         patience = self._warmth.patience(name, 0, self.rate(name).estimate(size))

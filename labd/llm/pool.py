@@ -69,13 +69,18 @@ class Pool:
         how = _How(cancel or Cancel(), on_start)
 
         def ask(
-            messages: Sequence[Message], options: Options, schema: Mapping[str, Any] | None
+            messages: Sequence[Message],
+            options: Options,
+            *,
+            schema: Mapping[str, Any] | None = None,
+            cancel: Cancel | None = None,
         ) -> Reply:
+            del cancel  # it is in `how`
             return self._routed(messages, options, schema, how)
 
         if schema is None:
-            return ask(messages, options, None)
-        return chat_structured(ask, messages, options, schema)
+            return ask(messages, options)
+        return chat_structured(ask, messages, options, schema, cancel=cancel)
 
     def _routed(
         self,

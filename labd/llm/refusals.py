@@ -57,7 +57,8 @@ def _remote(want: Want) -> ModelError:
 
 def _unusable(desk: Desk, want: Want, able: Sequence[Side]) -> ModelError | None:
     """Give what keeps every endpoint that has the model from serving it, if something does for good."""
-    longest = [side.models[want.name].max_ctx for side in able]
+    # What holds one model for ever is asked with the context that it has.
+    longest = [side.models[want.name].max_ctx if side.swaps else 0 for side in able]
     if all(longest) and want.num_ctx > max(longest):
         return RequestRefused(
             f"num_ctx is {want.num_ctx}, and {printable(want.model, 100)} knows at most {max(longest)}",

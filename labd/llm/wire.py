@@ -7,6 +7,7 @@ what the lines mean; `labd.llm.ollama` and `labd.llm.openai` do.
 import base64
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from labd.errors import ConfigError
 from labd.llm.errors import EndpointMisconfigured, ModelError, Stopped
 from labd.llm.faults import Faults, bare, reason
 from labd.llm.link import Link, NotHttp
@@ -33,6 +35,9 @@ _SECRET_LENGTH = 6
 _DRAIN_S = 0.25
 _DRAIN_BYTES = 64 * 1024
 
+_HOST = re.compile(r"[A-Za-z0-9._:-]+")
+_HEADER = re.compile(r"[A-Za-z0-9-]+")
+
 Judge = Callable[[int, str, str], ModelError | None]
 """Makes of a status, the reason and the whole body an error of the API's own; ``None``: as for any server."""
 
@@ -50,12 +55,13 @@ class Wire:
     """The way to one endpoint. Safe for threads: each exchange has a connection to itself.
 
     Attributes:
-        faults: makes the endpoint's errors.
+        url: the endpoint's, without credentials.
+        faults: makes its errors.
 
     """
 
     def __init__(self, endpoint: Endpoint, timeouts: Timeouts, key: str = "") -> None:
-        self._url = httpx.URL(endpoint.url)
+        self._url = _usable_url(endpoint)
         self._timeouts = timeouts
         self._headers = {
             "accept-encoding": "identity",
@@ -64,8 +70,9 @@ class Wire:
             **endpoint.headers,
         }
         secrets = (key, self._url.password, *endpoint.headers.values())
+        self.url = printable(bare(self._url), 300)
         self.faults = Faults(
-            f"{printable(endpoint.name, 100)} ({printable(bare(self._url), 300)})",
+            f"{printable(endpoint.name, 100)} ({self.url})",
             tuple(secret for secret in secrets if len(secret) >= _SECRET_LENGTH),
         )
         self._lock = threading.Lock()
@@ -335,6 +342,29 @@ class Exchange:
             self.complete = True
         except (OSError, NotHttp) as error:
             raise self._wire.faults.name(error, self.link) from error
+
+
+def _usable_url(endpoint: Endpoint) -> httpx.URL:
+    where = f"endpoint {printable(endpoint.name, 100)}"
+    try:
+        url = httpx.URL(endpoint.url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"its url is none: {error}", where=where, fix="Mend the url") from error
+    usable = _HOST.fullmatch(url.raw_host.decode()) and (url.port or 0) < 2**16
+    if url.scheme not in {"http", "https"} or not usable:
+        raise ConfigError(
+            "its url is not one of http or https with a host",
+            where=where,
+            fix="Write it like http://HOST:11434",
+        )
+    for name, value in endpoint.headers.items():
+        if not _HEADER.fullmatch(name) or not value.isprintable() or not value.isascii():
+            raise ConfigError(
+                f"its header {printable(name, 60)} can't be sent",
+                where=where,
+                fix="Write names of letters, digits and hyphens, and values on one line",
+            )
+    return url
 
 
 def _authorization(url: httpx.URL, key: str) -> dict[str, str]:
