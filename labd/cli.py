@@ -456,6 +456,8 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
         "paper.html",
         "paper.md",
         "paper.tex",
+        "output.jsonl",
+        "errors.jsonl",
         "log.txt",
         "files",
         "result.json",

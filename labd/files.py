@@ -10,13 +10,17 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
+
+from labd.errors import TimedOut
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+_LOCK_POLL_S = 0.05
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,10 +46,26 @@ def write_atomic(
 
     """
     raw = data.encode() if isinstance(data, str) else data
+    with writing_atomic(path, mode=mode, replace=replace, durable=durable) as file:
+        file.write(raw)
+
+
+@contextmanager
+def writing_atomic(
+    path: Path, *, mode: int = 0o644, replace: bool = True, durable: bool = True
+) -> Iterator[IO[bytes]]:
+    """Give a file to write, which is at `path` when the block has ended, as by `write_atomic`.
+
+    What the block raises leaves `path` as it was.
+
+    Raises:
+        FileExistsError: the path is taken, and `replace` is off.
+
+    """
     fd, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(raw)
+            yield file
             file.flush()
             os.fchmod(file.fileno(), mode)
             if durable:
@@ -144,8 +164,8 @@ class JsonLines:
         self._path = os.fspath(path)
         self._fd: int | None = None
 
-    def append(self, record: Mapping[str, Any], *, durable: bool = True) -> None:
-        """Write one line and fsync it."""
+    def append(self, record: Mapping[str, Any], *, durable: bool = True) -> int:
+        """Write one line and fsync it; give the offset at which it begins."""
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         fd = self._open(durable=durable)
         start = os.fstat(fd).st_size
@@ -159,6 +179,12 @@ class JsonLines:
             # On a full disk half a line may be there: take it back, so that the file stays readable.
             os.ftruncate(fd, start)
             raise
+        return start
+
+    def sync(self) -> None:
+        """Make durable what was appended since the file was opened."""
+        if self._fd is not None:
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the file; a later append opens it again."""
@@ -239,6 +265,29 @@ def locked(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def locked_within(path: Path, timeout_s: float) -> Iterator[int]:
+    """Hold the lock as `locked` does, and wait for it until then.
+
+    Raises:
+        TimedOut: another process held it all the time.
+
+    """
+    deadline_s = time.monotonic() + timeout_s
+    with ExitStack() as held:
+        fd = -1
+        while fd < 0:
+            try:
+                fd = held.enter_context(locked(path))
+            except BlockingIOError as error:
+                if time.monotonic() > deadline_s:
+                    raise TimedOut(
+                        f"another attempt is still alive after {timeout_s:g} s", where=str(path)
+                    ) from error
+                time.sleep(_LOCK_POLL_S)
+        yield fd
 
 
 def open_for_writing_elsewhere(fd: int) -> bool | None:

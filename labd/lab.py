@@ -329,7 +329,7 @@ class Lab:
             spec = parse_task(self._spool.read(state, entry.name), entry.name).spec
             facts = {
                 "kind": spec.kind,
-                "template": spec.template or "",
+                "template": spec.research_template or "",
                 "priority": spec.priority,
                 "labels": spec.labels,
             }

@@ -1,8 +1,9 @@
 """A task: what a task file may say, and the states that its directory gives it. Pure."""
 
 import hashlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,6 +21,8 @@ from pydantic import (
     Tag,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -60,10 +63,31 @@ MAX_TEXT_BYTES = 60_000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 # A shell, which starts a command, gives these a meaning of its own or will not have them set.
 _SHELLS_OWN = re.compile(r"_|IFS|OPTIND|PPID|E?UID|GROUPS|LINENO|PS4|ENV|SHELLOPTS|BASH.*")
+_ANY_PATH = re.compile(r"(?s)(?=.*[^/\s])[^\x00]{1,4095}")
 _LABEL = re.compile(r"[A-Za-z0-9._/:-]{1,100}")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_ONLY_RESEARCH = ("template", "researcher", "model", "num_ideas", "max_runs", "num_seeds")
-_ONLY_COMMAND = ("run", "env", "workdir", "inputs", "outputs", "network")
+_KEYS_OF: Mapping[str, tuple[str, ...]] = {
+    "research": ("template", "researcher", "model", "num_ideas", "max_runs", "num_seeds"),
+    "command": ("run", "env", "workdir", "inputs", "outputs", "network"),
+    "prompts": ("input", "model", "system", "template", "reply_schema", "options", "max_errors"),
+}
+"""Which keys a kind has beside those that all have."""
+_MAX_SCHEMA_BYTES = 64 * 1024
+_OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
+# What a request holds beside options. An option of one of these names would replace it.
+_REQUESTS_OWN = frozenset(
+    {
+        "messages",
+        "prompt",
+        "stream",
+        "format",
+        "response_format",
+        "keep_alive",
+        "truncate",
+        "shift",
+    }
+    | {"max_tokens", "max_completion_tokens", "n", "stream_options", "reasoning_effort"}
+)
 
 
 def _text(value: object) -> str:
@@ -140,8 +164,52 @@ def _program(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _stops(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not 1 <= len(values) <= 16 or not all(values):
+        msg = "one to 16 texts, none of them empty"
+        raise ValueError(msg)
+    return values
+
+
+def _thinking(value: object) -> object:
+    level = isinstance(value, str) and value in {"low", "medium", "high"}
+    if not (level or isinstance(value, bool)):
+        msg = "true, false, low, medium or high"
+        raise ValueError(msg)
+    return value
+
+
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
+
+
+def _name_or_prompt(
+    value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
+) -> str:
+    """Take a name, or in a task of prompts the text of a prompt."""
+    return _text(value) if info.data.get("kind") == "prompts" else str(handler(value))
+
+
+def _json_data(most_bytes: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def fits(value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size_bytes = len(json.dumps(value, allow_nan=False))
+        except ValueError:
+            msg = "finite numbers only"
+            raise ValueError(msg) from None
+        if size_bytes > most_bytes:
+            msg = f"at most {most_bytes} bytes as JSON"
+            raise ValueError(msg)
+        return value
+
+    return fits
+
+
+def _servers_own(name: str) -> str:
+    if name in PromptOptions.model_fields or name == "model" or name in _REQUESTS_OWN:
+        msg = "an option of the server's own; labd sets this one itself"
+        raise ValueError(msg)
+    return name
 
 
 def _moment(value: object) -> datetime:
@@ -187,6 +255,40 @@ Glob = Annotated[Text, AfterValidator(_glob)]
 Reference = Annotated[Text, AfterValidator(_task_reference)]
 
 
+class PromptOptions(BaseModel):
+    """How replies are made: `labd.llm.model.Options` says what each is. Absent: its default there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_ctx: Annotated[WholeNumber, Field(ge=128, le=10_000_000)] | None = None
+    num_predict: Annotated[WholeNumber, Field(ge=1, le=1_000_000)] | None = None
+    temperature: Annotated[Amount, Field(ge=0, le=10)] | None = None
+    top_p: Annotated[Amount, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] | None = None
+    seed: Annotated[WholeNumber, Field(ge=0, lt=2**31)] | None = None
+    stop: Annotated[tuple[Text, ...], BeforeValidator(_words), AfterValidator(_stops)] | None = (
+        None
+    )
+    think: Annotated[bool | str, BeforeValidator(_thinking)] | None = None
+    allow_cut: Annotated[bool, BeforeValidator(_switch)] | None = None
+    more: (
+        Annotated[
+            dict[
+                Annotated[
+                    str,
+                    AfterValidator(_matching(_OPTION, "an option's name")),
+                    AfterValidator(_servers_own),
+                ],
+                Any,
+            ],
+            Field(max_length=100),
+            AfterValidator(_json_data(10_000)),
+        ]
+        | None
+    ) = None
+    """Further options by the server's own names."""
+
+
 class TaskSpec(BaseModel):
     """What a task file says. Nothing in it can set the task's id, its paths or its trust."""
 
@@ -194,7 +296,8 @@ class TaskSpec(BaseModel):
 
     kind: Literal["research", "command", "prompts"] = "research"
     title: Name | None = None
-    template: Name | None = None
+    template: Annotated[Name, WrapValidator(_name_or_prompt)] | None = None
+    """The name of a research template, or in a task of prompts the Jinja text of the prompt."""
     researcher: Literal["sweep", "llm"] | None = None
     model: Name | dict[Role, Name] | None = None
     num_ideas: Annotated[WholeNumber, Field(ge=1, le=1000)] | None = None
@@ -219,6 +322,17 @@ class TaskSpec(BaseModel):
     )
     """Patterns of what is kept of a command's files. The default keeps all."""
     network: Annotated[bool, BeforeValidator(_switch)] = False
+    input: Annotated[Text, AfterValidator(_matching(_ANY_PATH, "a file's path"))] | None = None
+    """A file of prompts, one JSON value a line. ``None`` in other kinds only."""
+    system: Text | None = None
+    """The system message of each prompt, plain or Jinja."""
+    reply_schema: (
+        Annotated[dict[str, Any], AfterValidator(_json_data(_MAX_SCHEMA_BYTES))] | None
+    ) = Field(None, alias="schema")
+    """The JSON schema that each reply has to fit."""
+    options: PromptOptions = PromptOptions()
+    max_errors: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] | None = None
+    """The task fails when more prompts than this can't be answered; ``None``: only if all can't."""
     seed: Annotated[WholeNumber, Field(ge=0, lt=2**31)] = 0
     priority: Annotated[WholeNumber, Field(ge=-1000, le=1000)] = 0
     timeout: Seconds | None = None
@@ -243,25 +357,35 @@ class TaskSpec(BaseModel):
     )
     """In UTC."""
 
-    @field_validator("kind", "researcher")
+    @field_validator("researcher")
     @classmethod
     def _is_built(cls, value: str | None) -> str | None:
-        built = {"prompts": "research or command", "llm": "sweep"}.get(value or "")
-        if built:
-            msg = f"{built}: {value} is a word of the task file, but not built yet in this version"
+        if value == "llm":
+            msg = f"sweep: {value} is a word of the task file, but not built yet in this version"
             raise ValueError(msg)
         return value
 
-    @field_validator(*_ONLY_RESEARCH, *_ONLY_COMMAND, mode="before")
+    @field_validator(*{key for keys in _KEYS_OF.values() for key in keys}, mode="before")
     @classmethod
     def _belongs_to_kind(cls, value: object, info: ValidationInfo) -> object:
         # Runs only for keys that the file has; `kind` comes first in the model, so it is known here.
-        key, kind = str(info.field_name), info.data.get("kind")
-        if kind == "command" and key in _ONLY_RESEARCH:
-            msg = f"no {key} in a command: it belongs to kind: research"
-            raise ValueError(msg)
-        if kind == "research" and key in _ONLY_COMMAND:
-            msg = f"kind: command beside it: a research task has no {key}"
+        field, kind = str(info.field_name), info.data.get("kind")
+        if kind is None or field in _KEYS_OF[kind]:
+            return value
+        key = cls.model_fields[field].alias or field
+        owners = " or ".join(owner for owner, keys in _KEYS_OF.items() if field in keys)
+        if kind == "research":
+            msg = f"kind: {owners} beside it: a research task has no {key}"
+        else:
+            shown = "a command" if kind == "command" else "a task of prompts"
+            msg = f"no {key} in {shown}: it belongs to kind: {owners}"
+        raise ValueError(msg)
+
+    @field_validator("model")
+    @classmethod
+    def _one_model(cls, value: object, info: ValidationInfo) -> object:
+        if info.data.get("kind") == "prompts" and not isinstance(value, str):
+            msg = "one model's name, such as qwen3:8b"
             raise ValueError(msg)
         return value
 
@@ -269,6 +393,10 @@ class TaskSpec(BaseModel):
     def _whole_task(self) -> "TaskSpec":
         if self.kind == "command" and self.run is None:
             raise _at("kind", self.kind, "a key `run` beside it, such as `run: python3 train.py`")
+        if self.kind == "prompts" and self.input is None:
+            raise _at(
+                "kind", self.kind, "a key `input` beside it, such as `input: questions.jsonl`"
+            )
         if self.kind == "research" and self.template is None:
             msg = "a template for a research task, such as `template: digits`"
             raise ValueError(msg)
@@ -282,10 +410,18 @@ class TaskSpec(BaseModel):
             raise ValueError(msg)
         return value
 
+    @property
+    def research_template(self) -> str | None:
+        """The name of the template that the task is about; ``None`` where it is no research."""
+        return self.template if self.kind == "research" else None
+
     def warnings(self) -> list[str]:
         """Say which keys have no effect in this task."""
+        seeded = "seed" in self.model_fields_set
         if self.kind == "command":
-            return ["seed: has no effect in a command"] if "seed" in self.model_fields_set else []
+            return ["seed: has no effect in a command"] if seeded else []
+        if self.kind == "prompts":
+            return ["seed: has no effect here; put it under `options`"] if seeded else []
         ignored = [name for name in ("model", "num_ideas") if getattr(self, name) is not None]
         return [
             f"{name}: has no effect with researcher: sweep, which uses no model"

@@ -153,6 +153,15 @@ def _tell(lab: Lab, view: TaskView, took_s: float) -> None:
     out.print(f"{printable(view.id)}: done in {print_duration(took_s)}", markup=False)
     for line in (lab.result(view.id) or {}).get("summary", []):
         out.print(f"  {printable(str(line), 400)}", markup=False)
-    for name in ("paper.pdf", "paper.html", "paper.md", "paper.tex", "files", "result.json"):
+    for name in (
+        "paper.pdf",
+        "paper.html",
+        "paper.md",
+        "paper.tex",
+        "output.jsonl",
+        "errors.jsonl",
+        "files",
+        "result.json",
+    ):
         if (directory / name).exists():
             out.print(f"  {directory / name}", markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """One attempt at a task, on the node that runs it: builds the tools, does the work, writes the result.
 
 Called by the engine in a Ray worker process; runs as well without Ray. Knows the sandbox, the journal,
-commands and research; nothing of the spool or of Ray. What research needs takes half a second to import,
+commands, prompts and research; nothing of the spool or of Ray. What research needs takes half a second to import,
 so that is done by the first research task of a process only.
 """
 
@@ -86,12 +86,12 @@ def run(
         "attempt": job["attempt"],
         "outcome": "failed" if did.error else "done",
         "error": did.error,
+        "tokens": 0,
         **did.facts,
         "started_at": to_iso(started),
         "finished_at": to_iso(utc_now()),
         "wall_s": round(wall_s, 3),
         "gpu_s": round(wall_s * job["num_gpus"], 3),
-        "tokens": 0,
     }
     return _keep(job, outcome)
 
@@ -219,10 +219,13 @@ def _attempt(
     with file_logger(Path(job["results_dir"]) / LOG) as plain:
         log = plain.bind(task_id=job["task_id"], attempt=job["attempt"])
         log.info("attempt.started", node=job["node_id"], gpus=list(gpus))
-        did = _guarded(
-            lambda: _Did(_research(job, task, gpus, log, on_step=on_step, clock=clock, pool=pool)),
-            started=True,
-        )
+
+        def work() -> _Did:
+            if task.spec.kind == "prompts":
+                return _prompts(job, task, log, clock=clock, pool=pool)
+            return _Did(_research(job, task, gpus, log, on_step=on_step, clock=clock, pool=pool))
+
+        did = _guarded(work, started=True)
         try:
             log.info(
                 "attempt.finished",
@@ -280,15 +283,49 @@ def _run_command(
         Attempt(job["task_id"], job["attempt"], results, job["num_cpus"], tuple(gpus)),
         _sandbox(job["sandbox"]["uid"], frozenset(job["sandbox"]["allow_missing"])),
         where=job["file_name"],
-        fence=Fence(
-            tuple(Path(root) for root in job["input_roots"]),
-            tuple(Path(root) for root in job["forbidden_roots"]),
-            results.parent,
-        ),
+        fence=_fence(job),
         allow_network=job["allow_network"],
         limits=limits_of(job["sandbox"], wall_s=job["timeout_s"], room_bytes=_room(job)),
         ahead=ahead,
     )
+
+
+def _fence(job: Mapping[str, Any]) -> Fence:
+    return Fence(
+        tuple(Path(root) for root in job["input_roots"]),
+        tuple(Path(root) for root in job["forbidden_roots"]),
+        Path(job["results_dir"]).parent,
+    )
+
+
+def _progress(log: Logger) -> Callable[[str, int, int, str], None]:
+    """Give what says in the log how far the work is, as `labd.lab.progress_of` reads it."""
+    return lambda stage, done, total, detail: log.info(
+        "stage.progress", stage=stage, done=done, total=total, detail=detail
+    )
+
+
+def _prompts(
+    job: Mapping[str, Any], task: TaskFile, log: Logger, *, clock: float, pool: "Pool | None"
+) -> _Did:
+    from labd.prompts.run import Patience, run_prompts  # noqa: PLC0415 - see the module's docstring
+
+    for warning in task.spec.warnings():
+        log.warning("task.key_ignored", key=warning)
+    if pool is None:
+        raise ConfigError("this attempt has no way to language models", where=job["node_id"])
+    report = run_prompts(
+        task,
+        pool,
+        where=job["file_name"],
+        results=Path(job["results_dir"]),
+        fence=_fence(job),
+        default_model=job.get("default_model") or "",
+        patience=Patience.within(clock, job["timeout_s"]),
+        progress=_progress(log),
+        log=log,
+    )
+    return _Did({**report.facts, "summary": [report.summary]}, report.error)
 
 
 def _room(job: Mapping[str, Any]) -> int:
@@ -323,9 +360,7 @@ def _research(
     tools = Tools(
         sandbox=_CappedSandbox(job["sandbox"], job["min_free_bytes"], pool),
         cancelled=threading.Event(),
-        progress=lambda stage, done, total, detail: log.info(
-            "stage.progress", stage=stage, done=done, total=total, detail=detail
-        ),
+        progress=_progress(log),
     )
     with Journal(results / JOURNAL, on_step=on_step) as journal:
         if len(journal):

@@ -36,6 +36,8 @@ _PLAIN = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
     "a valid string": "a text",
+    "a valid dictionary": "keys and values",
+    "a valid dictionary or instance of PromptOptions": "keys and values",
 }
 
 
@@ -321,7 +323,9 @@ def _known_keys(model: type[BaseModel], path: Path_) -> list[str]:
         else:  # dict[str, Model] and list[Model]: the last argument says what each item is
             here = (get_args(here) or (None,))[-1]
     return (
-        list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+        [field.alias or name for name, field in here.model_fields.items()]
+        if isinstance(here, type) and issubclass(here, BaseModel)
+        else []
     )
 
 

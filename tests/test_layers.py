@@ -26,11 +26,13 @@ MAY_KNOW: dict[str, set[str]] = {
     "sandbox": FILES,
     "template": FILES | {"task"},
     "command": FILES | {"task", "sandbox"},
-    "drop": FILES | {"task", "settings", "template", "command"},
+    "prompts": FILES | {"task", "command", "llm", "log"},
+    "drop": FILES | {"task", "settings", "template", "command", "prompts"},
     "shipping": FILES | {"task", "archive", "template"},
     "research": FILES | {"journal", "sandbox", "template"},
     "worker": FILES
-    | {"task", "archive", "journal", "llm", "sandbox", "command", "template", "research", "log"},
+    | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
+    | {"template", "research", "log"},
     "engine": {"errors", "text", "log", "llm", "worker", "shipping"},
     "daemon": FILES
     | {

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,11 @@ _NO_NETWORK = (
     "false, or the line `allow_network: true` below `sandbox:` in config/labd.yaml, and a restart"
 )
 
-_Key = tuple[str, ...]
+_Key = tuple[str | int, ...]
+Refused = tuple[_Key, str, str]
+"""A key, what was found there, and what is wanted."""
+_INPUT: _Key = ("input",)
+_KINDS: Mapping[_Key, str] = {("workdir",): "a directory", _INPUT: "a file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +118,44 @@ def judge(
         TaskFileError: it may not have what it names; all problems, as in `check_command`.
 
     """
-    found: list[tuple[_Key, str, str]] = []
+    found: list[Refused] = []
     if task.spec.network and not allow_network:
         found.append((("network",), "true", _NO_NETWORK))
-    named = _named(task)
+    real, refused = _judged(_named(task), fence, at_run=at_run)
+    if found or refused:
+        raise TaskFileError(located(task, where, found + refused))
+    inputs = {str(key[1]): path for key, path in real.items() if len(key) > 1}
+    return Places(real.get(("workdir",)), inputs)
+
+
+def find_input(task: TaskFile, *, fence: Fence, at_run: bool) -> tuple[Path, list[Refused]]:
+    """Give the real place of a task's `input`, a single file, and why it may not be had, if so.
+
+    A relative path is looked for in each of the fence's roots, in their order, and then, where it begins with
+    the name of the directory of all results, from beside that. `at_run` is as in `judge`.
+    """
+    named = Path(task.spec.input or "")
+    if not named.is_absolute():
+        places = [root / named for root in fence.roots]
+        if named.parts[:1] == (fence.results.name,):
+            places.append(fence.results.parent / named)
+        named = next(filter(os.path.lexists, places), places[0] if places else Path("/") / named)
+    real, refused = _judged({_INPUT: named}, fence, at_run=at_run)
+    return real[_INPUT], refused
+
+
+def _judged(
+    named: Mapping[_Key, Path], fence: Fence, *, at_run: bool
+) -> tuple[dict[_Key, Path], list[Refused]]:
+    """Give the real places of what is named, and those that may not be had."""
     real = {key: _real(path) for key, path in named.items()}
     real_fence = fence.resolved() if named else fence
+    refused: list[Refused] = []
     for key, path in real.items():
         wanted = real_fence.refusal(path) or _missing(path, key, real_fence, at_run=at_run)
         if wanted:
-            found.append((key, _shown(named[key], path), printable(wanted, 2000)))
-    if found:
-        raise TaskFileError(_lines(task, where, found))
-    inputs = {key[1]: path for key, path in real.items() if len(key) > 1}
-    return Places(real.get(("workdir",)), inputs)
+            refused.append((key, _shown(named[key], path), printable(wanted, 2000)))
+    return real, refused
 
 
 def _named(task: TaskFile) -> dict[_Key, Path]:
@@ -141,10 +169,16 @@ def _shown(named: Path, path: Path) -> str:
     return f"{printable(str(named), 200)}{leads}"
 
 
-def _lines(task: TaskFile, where: str, found: Sequence[tuple[_Key, str, str]]) -> str:
+def located(task: TaskFile, where: str, found: Sequence[Refused]) -> str:
+    """Give a line for each key that was refused, at most 20, with its place in the file, in the file's order."""
     document = load_yaml(task.text.encode())
     problems = [
-        Problem(document.place(key) or Place(1, 1), ".".join(key), f"found {shown}", wanted)
+        Problem(
+            document.place(key) or Place(1, 1),
+            ".".join(map(str, key)),
+            f"found {shown}",
+            wanted,
+        )
         for key, shown, wanted in found
     ]
     problems.sort(key=lambda one: (one.place.line, one.place.column) if one.place else (0, 0))
@@ -153,7 +187,7 @@ def _lines(task: TaskFile, where: str, found: Sequence[tuple[_Key, str, str]]) -
 
 def _missing(path: Path, key: _Key, fence: Fence, *, at_run: bool) -> str:
     """Say what should be at the path, or give an empty text if it is there."""
-    kinds = "a directory" if key == ("workdir",) else "a file or directory"
+    kinds = _KINDS.get(key, "a file or directory")
     owner = fence.task_of(path)
     try:
         mode = path.lstat().st_mode
@@ -161,7 +195,10 @@ def _missing(path: Path, key: _Key, fence: Fence, *, at_run: bool) -> str:
         return "" if owner and not at_run else f"{kinds} that is there"
     except OSError as error:
         return f"{kinds} that can be looked at: {error.strerror}"
-    if not (stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and key != ("workdir",))):
+    fits = (stat.S_ISDIR(mode) and "directory" in kinds) or (
+        stat.S_ISREG(mode) and "file" in kinds
+    )
+    if not fits:
         return kinds
     if at_run and owner and _is_running(fence.results / owner):
         # Its files are in the hands of its own command, which could put a link in their place.

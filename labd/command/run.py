@@ -7,9 +7,8 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from labd.clock import print_duration
 from labd.command.gpus import Gpus, find_gpus
 from labd.command.outputs import Kept, settle
 from labd.command.places import LOCK, Fence, Places, judge
-from labd.errors import TimedOut
-from labd.files import Unsynced, locked
+from labd.files import Unsynced, locked_within
 from labd.sandbox import Ahead, Ending, Limits, Sandbox, SandboxResult
 from labd.sandbox.workdir import usage
 from labd.task import TaskFile
@@ -32,7 +30,6 @@ _OLD_LOG = re.compile(r"log\.attempt-(\d+)\.txt")
 _INSIDE_FILES = "/work"
 _INSIDE_WORKDIR = "/workdir"
 _LOCK_TIMEOUT_S = 60.0
-_LOCK_POLL_S = 0.05
 _MAX_COUNTED = 1_000_000
 _TAIL_LINES, _TAIL_CHARACTERS = 5, 600
 
@@ -166,24 +163,10 @@ def _environment(task: TaskFile, attempt: Attempt, gpus: Gpus) -> dict[str, str]
 @contextmanager
 def _alone(attempt: Attempt) -> Iterator[None]:
     """Hold the command's results against other attempts, and put the last one's log aside."""
-    with ExitStack() as held:
-        fd = _locked(held, attempt.results / LOCK)
+    with locked_within(attempt.results / LOCK, _LOCK_TIMEOUT_S) as fd:
         _put_log_aside(attempt.results, os.pread(fd, 20, 0))
         os.pwrite(fd, f"{attempt.number:<19}\n".encode(), 0)
         yield
-
-
-def _locked(held: ExitStack, path: Path) -> int:
-    deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
-    while True:
-        try:
-            return held.enter_context(locked(path))
-        except BlockingIOError as error:
-            if time.monotonic() > deadline_s:
-                raise TimedOut(
-                    f"another attempt is still alive after {_LOCK_TIMEOUT_S:g} s", where=str(path)
-                ) from error
-            time.sleep(_LOCK_POLL_S)
 
 
 def _put_log_aside(results: Path, last: bytes) -> None:

@@ -186,7 +186,7 @@ class Attempts:
     ) -> Active:
         spec = task.spec
         timeout_s = spec.timeout or self._default_timeout_s
-        grace_s = _WORKER_GRACE_S if spec.kind == "command" else 0.0
+        grace_s = _WORKER_GRACE_S if spec.kind in {"command", "prompts"} else 0.0
         since_s = time.monotonic() - age_s
         return Active(
             task_id(name),

@@ -345,7 +345,7 @@ class _Checks:
         self._good_until_s: dict[str, float] = {}
 
     def __call__(self, task: TaskFile, where: str) -> None:
-        template, now_s = task.spec.template, time.monotonic()
+        template, now_s = task.spec.research_template, time.monotonic()
         if template and self._good_until_s.get(template, 0.0) > now_s:
             return
         check_drop(task, where, self._home)

@@ -193,8 +193,8 @@ class Mirror:
     def _job_here(self, directory: Path) -> dict[str, Any]:
         task = parse_task(self._given["task_text"].encode(), self._given["file_name"])
         roots: list[str] = []
-        if task.spec.template is not None:
-            roots = bring_template(self._link, self._scratch, task.spec.template)
+        if task.spec.research_template is not None:
+            roots = bring_template(self._link, self._scratch, task.spec.research_template)
         forbidden = [*self._given.get("forbidden_roots", []), str(self._scratch_root)]
         return {
             **self._given,
