@@ -77,6 +77,7 @@ class Local:
         schema: type[BaseModel] | Mapping[str, Any] | None = None,
         cancel: Cancel | None = None,
         on_start: Callable[[], None] | None = None,
+        following: int = 0,
     ) -> Reply:
         with self._free:
             if cancel is not None:
@@ -118,6 +119,7 @@ class Held:
         schema: object = None,
         cancel: Cancel | None = None,
         on_start: Callable[[], None] | None = None,
+        following: int = 0,
     ) -> Reply:
         gone = threading.Event()
         assert cancel is not None
@@ -127,7 +129,7 @@ class Held:
             on_start()
         assert gone.wait(DEAD_AFTER_S)
         cancel.check()
-        raise AssertionError(messages, options, schema)
+        raise AssertionError(messages, options, schema, following)
 
 
 class Place:
@@ -1067,7 +1069,7 @@ def test_what_is_wrong_is_told_at_the_drop_with_its_place(
     (place.root / "data" / "v.jsonl").write_text('{"variables": {"word": 1}}')
     told = place.dropped(place.text(**keys))
     wanted = said.format(data=place.root / "data")
-    assert wanted in told if wanted else told == ""
+    assert (wanted in told) if wanted else (told == ""), told
 
 
 @pytest.mark.parametrize(

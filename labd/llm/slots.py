@@ -85,8 +85,17 @@ class Slots:
 
     # --- slots
 
-    def get(self, model: str, num_ctx: int, tried: frozenset[str], cancel: Cancel) -> Slot:
+    def get(
+        self,
+        model: str,
+        num_ctx: int,
+        tried: frozenset[str],
+        cancel: Cancel,
+        following: int = 0,
+    ) -> Slot:
         """Wait for a slot, however long that takes; at another endpoint than those `tried`, if there is one.
+
+        `following`: as in `labd.llm.model.Chat`.
 
         Raises:
             ModelError: there will be none. Stopped: `cancel` was used, or this is closed.
@@ -99,7 +108,7 @@ class Slots:
                     self._free.remove(slot)
                     self._busy[slot.lease] = slot
                     return slot
-        facts = {"model": model, "num_ctx": num_ctx, "tried": sorted(tried)}
+        facts = {"model": model, "num_ctx": num_ctx, "tried": sorted(tried), "following": following}
         found = self._wait("want", facts, cancel)
         if found.slot is None:
             raise Stopped("the reply is not wanted any more")
