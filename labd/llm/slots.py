@@ -102,13 +102,19 @@ class Slots:
 
         """
         with self._news:
-            for slot in self._free:
+            # The last first: those that are not needed stay free, and go back to the broker.
+            for slot in reversed(self._free):
                 fits = name_of(slot.model) == name_of(model) and slot.num_ctx >= num_ctx
                 if fits and slot.endpoint.name not in tried:
                     self._free.remove(slot)
                     self._busy[slot.lease] = slot
                     return slot
-        facts = {"model": model, "num_ctx": num_ctx, "tried": sorted(tried), "following": following}
+        facts = {
+            "model": model,
+            "num_ctx": num_ctx,
+            "tried": sorted(tried),
+            "following": following,
+        }
         found = self._wait("want", facts, cancel)
         if found.slot is None:
             raise Stopped("the reply is not wanted any more")

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from labd.llm.desk import Change, Desk, GpuWant, Held, Side, Want
 
 _SPREAD_LOADS = 2.0
+_FIRST_REQUEST_S = 1.0
+"""Taken for how long a request of a model takes of which none has ended yet."""
 
 
 def idle(desk: Desk, side: Side, held: Held) -> bool:
@@ -111,7 +113,7 @@ def _worth_another(desk: Desk, name: str, have: Iterable[Side], waiting: int) ->
     if any(side.comes(name) for side in sides):
         return False
     slots = sum(side.slots for side in sides)
-    backlog_s = waiting * desk.request_s.get(name, 0.0) / slots
+    backlog_s = waiting * desk.request_s.get(name, _FIRST_REQUEST_S) / slots
     return backlog_s > _SPREAD_LOADS * max(side.load_s for side in sides)
 
 
