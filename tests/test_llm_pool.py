@@ -303,9 +303,7 @@ def test_a_worker_that_was_killed_holds_nothing_any_more() -> None:
             num_ctx=2048,
             tried=[],
         )
-        wait_until(
-            lambda: in_flight(call) == 1
-        )
+        wait_until(lambda: in_flight(call) == 1)
         models = stack.enter_context(pool(call))
         assert models.chat(HELLO, options()).output_tokens > 0
 
