@@ -148,14 +148,16 @@ def reason(raw: bytes) -> str:
     ``{"error": {"message": text}}``, LM Studio both; vLLM also ``{"message"}`` and ``{"detail"}``.
     """
     text = raw.decode(errors="replace").strip()
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return _reason_of(found) or text
+    return _reason_of(text) or text
 
 
 def _reason_of(found: object) -> str:
+    if isinstance(found, str) and found.startswith("{"):
+        # Ollama hands on what its runner said, which is JSON again.
+        try:
+            return _reason_of(json.loads(found)) or found
+        except (ValueError, RecursionError):
+            return found
     if isinstance(found, str):
         return found
     if isinstance(found, dict):
