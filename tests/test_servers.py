@@ -31,6 +31,8 @@ SCHEMA = {
     },
     "required": ["title", "score", "tags"],
 }
+# One client for all, as making one takes long; a connection for each request, as servers come and go.
+HTTP = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 SLOW = "--seconds-per-token=0.02"
 
 
@@ -41,7 +43,7 @@ def ask(model: str = "alpha", text: str = "hello", **over: Any) -> dict[str, Any
 def chat(
     node: RunningServer, model: str = "alpha", text: str = "hello", **over: Any
 ) -> httpx.Response:
-    return httpx.post(f"{node.url}/api/chat", json=ask(model, text, **over), timeout=30)
+    return HTTP.post(f"{node.url}/api/chat", json=ask(model, text, **over), timeout=30)
 
 
 def whole(
@@ -61,7 +63,7 @@ def endless(model: str = "alpha", **over: Any) -> dict[str, Any]:
 def long_reply(node: RunningServer, model: str = "alpha") -> Iterator[Iterator[str]]:
     """Get the lines of an endless reply after its first one; it is left at the end."""
     url = f"{node.url}/api/chat"
-    with httpx.stream("POST", url, json=endless(model), timeout=30) as reply:
+    with HTTP.stream("POST", url, json=endless(model), timeout=30) as reply:
         lines = reply.iter_lines()
         next(lines)
         yield lines
@@ -111,7 +113,7 @@ def test_a_model_that_is_there_is_not_made_again(tmp_path: Path) -> None:
 
 def completion(server: RunningServer, **over: Any) -> dict[str, Any]:
     body = {**ask(), "max_tokens": 400, **over}
-    reply: dict[str, Any] = httpx.post(f"{server.url}/v1/chat/completions", json=body).json()
+    reply: dict[str, Any] = HTTP.post(f"{server.url}/v1/chat/completions", json=body).json()
     return reply
 
 
@@ -120,7 +122,7 @@ def test_llama_streams_repeats_a_seed_and_keeps_a_schema() -> None:
         assert server.get("/health") == {"status": "ok"}
         assert len(server.get("/slots")) == 2
         body = {**ask(), "stream": True, "max_tokens": 20, "ignore_eos": True}
-        streamed = httpx.post(f"{server.url}/v1/chat/completions", json=body).text
+        streamed = HTTP.post(f"{server.url}/v1/chat/completions", json=body).text
         assert streamed.count("data: ") > 10
         assert '"finish_reason":"length"' in streamed
         assert streamed.rstrip().endswith("data: [DONE]")
@@ -137,10 +139,16 @@ def test_llama_refuses_what_does_not_fit_and_who_has_no_key() -> None:
         assert completion(server)["error"]["code"] == 401
         at = f"{server.url}/v1/chat/completions"
         key = {"Authorization": "Bearer secret"}
-        reply = httpx.post(at, json=ask(text="hello " * 300), headers=key)
+        reply = HTTP.post(at, json=ask(text="hello " * 300), headers=key)
         assert reply.status_code == 400
         assert reply.json()["error"]["type"] == "exceed_context_size_error"
         assert server.stop() == 0
+
+
+def test_a_server_heeds_sigterm_from_the_first_moment() -> None:
+    for _ in range(15):
+        with running_llama() as server:
+            assert server.stop() == 0
 
 
 # -- Ollama's API
@@ -158,9 +166,7 @@ def test_a_chat_comes_in_lines_and_ends_with_its_numbers() -> None:
         assert last["total_duration"] > last["load_duration"] > 10_000_000
         together = whole(node, options={"seed": 3})
         assert together["message"]["content"] == "".join(p["message"]["content"] for p in parts)
-        made = httpx.post(
-            f"{node.url}/api/generate", json={"model": "alpha:latest", "prompt": "x"}
-        )
+        made = HTTP.post(f"{node.url}/api/generate", json={"model": "alpha:latest", "prompt": "x"})
         assert json.loads(made.text.splitlines()[0])["response"]
         assert whole(node, options={"num_predict": 2})["done_reason"] in {"length", "stop"}
         assert keeps_schema(whole(node, format=SCHEMA)["message"]["content"])
@@ -169,15 +175,16 @@ def test_a_chat_comes_in_lines_and_ends_with_its_numbers() -> None:
 
 def test_a_node_says_what_it_has(tmp_path: Path) -> None:
     path = tiny_model.write(TinyModel(seed=5, context_length=2048), tmp_path)
-    with running_ollama(f"--model=alpha={path}", "--model=deep:7b,thinking") as node:
+    with running_ollama(f"--model=alpha={path}", "--model=deep:7b,thinking,context=1024") as node:
         first, second = node.get("/api/tags")["models"]
         assert first["name"] == "alpha:latest"
         assert first["digest"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert second["name"] == "deep:7b"
+        assert second["details"]["context_length"] == 1024
         assert second["capabilities"] == ["completion", "thinking"]
-        shown = httpx.post(f"{node.url}/api/show", json={"model": "Alpha"}).json()
+        shown = HTTP.post(f"{node.url}/api/show", json={"model": "Alpha"}).json()
         assert shown["model_info"]["llama.context_length"] == 2048
-        assert httpx.get(node.url).text == "Ollama is running"
+        assert HTTP.get(node.url).text == "Ollama is running"
         assert node.get("/api/ps") == {"models": []}
 
 
@@ -195,7 +202,7 @@ def test_a_node_says_what_it_has(tmp_path: Path) -> None:
 def test_a_wrong_request_gets_ollamas_error(
     plain: RunningServer, over: dict[str, Any], status: int, words: str
 ) -> None:
-    reply = httpx.post(f"{plain.url}/api/chat", json={**ask(), **over})
+    reply = HTTP.post(f"{plain.url}/api/chat", json={**ask(), **over})
     assert reply.status_code == status
     assert words in reply.json()["error"]
     assert plain.total("loads") == 0
@@ -267,7 +274,7 @@ def test_while_a_model_loads_ps_waits_and_version_does_not() -> None:
         reply = pool.submit(chat, node)
         wait_until(lambda: loading(node), what="the load")
         with pytest.raises(httpx.ReadTimeout):
-            httpx.get(f"{node.url}/api/ps", timeout=0.3)
+            HTTP.get(f"{node.url}/api/ps", timeout=0.3)
         assert node.get("/api/version") == {"version": "0.33.0"}
         assert listed(node) == ["alpha:latest"]
         assert reply.result().status_code == 200
@@ -304,7 +311,7 @@ def test_no_more_requests_run_at_once_than_there_are_slots() -> None:
 def test_a_client_that_leaves_during_the_load_ends_the_load() -> None:
     with running_ollama("--model=alpha", "--load-seconds=1") as node:
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{node.url}/api/chat", json=ask(), timeout=0.3)
+            HTTP.post(f"{node.url}/api/chat", json=ask(), timeout=0.3)
         wait_until(lambda: node.total("aborted_loads") == 1, what="the end of the load")
         assert listed(node) == []
         assert whole(node)["done"] is True
@@ -320,7 +327,7 @@ def test_a_client_that_leaves_in_the_middle_frees_the_slot(*, stream: bool) -> N
                 assert node.counters()["in_flight"] == {"alpha:latest": 1}
         else:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{node.url}/api/chat", json=endless(stream=False), timeout=0.3)
+                HTTP.post(f"{node.url}/api/chat", json=endless(stream=False), timeout=0.3)
         wait_until(lambda: node.counters()["in_flight"] == {}, 4, "a free slot")
         assert whole(node, options={"num_predict": 1})["done"] is True
         assert node.counters()["models"]["alpha:latest"]["served"] == 2
@@ -330,7 +337,7 @@ def test_who_waits_for_a_slot_may_leave() -> None:
     with running_ollama("--model=alpha", SLOW) as node:
         with long_reply(node):
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{node.url}/api/chat", json=ask(), timeout=0.3)
+                HTTP.post(f"{node.url}/api/chat", json=ask(), timeout=0.3)
             wait_until(lambda: node.counters()["seen"][-1].get("failed") == 499, 5, "the leaving")
         assert whole(node, options={"num_predict": 1})["done"] is True
 
@@ -374,7 +381,7 @@ def test_a_kept_model_starves_another_until_it_is_unloaded() -> None:
         assert late.result().status_code == 200
         with pytest.raises(TimeoutError):
             other.result(0.5)
-        httpx.post(f"{node.url}/api/generate", json={"model": "alpha", "keep_alive": 0})
+        HTTP.post(f"{node.url}/api/generate", json={"model": "alpha", "keep_alive": 0})
         assert other.result(10).status_code == 200
 
 
@@ -382,7 +389,7 @@ def test_an_unload_is_answered_before_it_is_done() -> None:
     with running_ollama("--model=alpha", "--unload-seconds=0.5") as node:
         assert whole(node)["done"] is True
         (pid,) = node.counters()["pids"].values()
-        reply = httpx.post(f"{node.url}/api/generate", json={"model": "alpha", "keep_alive": 0})
+        reply = HTTP.post(f"{node.url}/api/generate", json={"model": "alpha", "keep_alive": 0})
         assert reply.json()["done_reason"] == "unload"
         assert listed(node) == ["alpha:latest"]
         wait_until(lambda: listed(node) == [], what="the unload")
@@ -391,7 +398,7 @@ def test_an_unload_is_answered_before_it_is_done() -> None:
 
 def test_an_empty_request_loads_and_keep_alive_ends_it() -> None:
     with running_ollama("--model=alpha", "--keep-alive=-1") as node:
-        reply = httpx.post(f"{node.url}/api/generate", json={"model": "alpha"}).json()
+        reply = HTTP.post(f"{node.url}/api/generate", json={"model": "alpha"}).json()
         assert (reply["done_reason"], reply["response"]) == ("load", "")
         assert node.get("/api/ps")["models"][0]["expires_at"] > "2200"
         whole(node, keep_alive="300ms", options={"num_predict": 1})
@@ -435,7 +442,7 @@ def _pull(node: RunningServer, until: int | None) -> list[int]:
     completed: list[int] = []
     step: dict[str, Any] = {}
     body = {"model": "gamma"}
-    with httpx.stream("POST", f"{node.url}/api/pull", json=body) as reply:
+    with HTTP.stream("POST", f"{node.url}/api/pull", json=body) as reply:
         for line in reply.iter_lines():
             step = json.loads(line)
             if "completed" in step:
@@ -448,7 +455,7 @@ def _pull(node: RunningServer, until: int | None) -> list[int]:
 
 def test_a_model_that_nobody_has_cannot_be_pulled() -> None:
     with running_ollama("--model=alpha") as node:
-        reply = httpx.post(f"{node.url}/api/pull", json={"model": "nobody"})
+        reply = HTTP.post(f"{node.url}/api/pull", json={"model": "nobody"})
         assert "pulling manifest" in reply.text
         assert "file does not exist" in json.loads(reply.text.splitlines()[-1])["error"]
 
@@ -513,7 +520,7 @@ def test_a_paused_node_answers_nothing_until_it_goes_on() -> None:
     with running_ollama("--model=alpha") as node:
         node.pause()
         with pytest.raises(httpx.ReadTimeout):
-            httpx.get(f"{node.url}/api/version", timeout=0.2)
+            HTTP.get(f"{node.url}/api/version", timeout=0.2)
         node.resume()
         assert node.get("/api/version")
 
@@ -524,16 +531,16 @@ def test_a_paused_node_answers_nothing_until_it_goes_on() -> None:
 def test_lm_studio_has_its_ways() -> None:
     with running_lmstudio("--model=alpha", "--model=beta", "--ctx=1024") as server:
         at = f"{server.url}/v1/chat/completions"
-        lost = httpx.get(f"{server.url}/api/tags")
+        lost = HTTP.get(f"{server.url}/api/tags")
         assert lost.status_code == 200
         assert lost.json()["error"] == "Unexpected endpoint or method. (GET /api/tags)"
         assert [m["id"] for m in server.get("/v1/models")["data"]] == ["alpha", "beta"]
-        wrong = httpx.post(at, json=ask(response_format={"type": "json_object"}))
+        wrong = HTTP.post(at, json=ask(response_format={"type": "json_object"}))
         assert wrong.status_code == 400
-        assert httpx.post(at, json=ask("nobody")).status_code == 404
-        streamed = httpx.post(at, json=ask("alpha", stream=True, max_tokens=10)).text
+        assert HTTP.post(at, json=ask("nobody")).status_code == 404
+        streamed = HTTP.post(at, json=ask("alpha", stream=True, max_tokens=10)).text
         assert streamed.rstrip().endswith("data: [DONE]")
-        assert httpx.post(at, json=ask("beta", max_tokens=5)).json()["choices"]
+        assert HTTP.post(at, json=ask("beta", max_tokens=5)).json()["choices"]
         alpha, beta = server.get("/api/v1/models")["models"]
         assert alpha["loaded_instances"] == []
         assert beta["loaded_instances"][0]["config"] == {"context_length": 1024}
@@ -543,7 +550,7 @@ def test_lm_studio_loads_and_unloads_when_told() -> None:
     with running_lmstudio("--model=alpha", "--model=beta", "--api-key=secret") as server:
         key = {"Authorization": "Bearer secret"}
         with httpx.Client(base_url=server.url, headers=key) as client:
-            assert httpx.get(f"{server.url}/v1/models").status_code == 401
+            assert HTTP.get(f"{server.url}/v1/models").status_code == 401
             config = {"context_length": 512}
             loaded = client.post("/api/v1/models/load", json={"model": "alpha", "config": config})
             assert loaded.json()["config"] == config

@@ -15,6 +15,8 @@ from tests.servers.fixtures import running_hostile
 from tests.servers.hostile import HostileServer
 
 PATHS = ("/api/chat", "/v1/chat/completions")
+# One client for all, as making one takes long; a connection for each request, as servers come and go.
+HTTP = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -25,7 +27,7 @@ def server() -> Iterator[HostileServer]:
 
 
 def get(server: HostileServer, behaviour: str, path: str = "/api/chat") -> httpx.Response:
-    return httpx.post(server.at(behaviour) + path, json=BODY, timeout=0.5)
+    return HTTP.post(server.at(behaviour) + path, json=BODY, timeout=0.5)
 
 
 def words(reply: httpx.Response) -> list[str]:
@@ -139,7 +141,7 @@ def test_it_never_ends_and_sees_who_leaves(
 ) -> None:
     before = server.counts["client_left"]
     count = 0
-    with httpx.stream("POST", server.at(behaviour) + path, json=BODY) as reply:
+    with HTTP.stream("POST", server.at(behaviour) + path, json=BODY) as reply:
         for part in reply.iter_bytes(100_000):
             count += len(part)
             if count > 5_000_000:
@@ -154,7 +156,7 @@ def test_endless_headers_are_endless(server: HostileServer) -> None:
 
 
 def test_a_small_bomb_unpacks_to_what_it_promises(server: HostileServer) -> None:
-    with httpx.stream("POST", server.at("gzip-bomb:20e6") + "/api/chat", json=BODY) as reply:
+    with HTTP.stream("POST", server.at("gzip-bomb:20e6") + "/api/chat", json=BODY) as reply:
         count = sum(len(part) for part in reply.iter_bytes())
         assert 19e6 < count < 22e6
         assert reply.num_bytes_downloaded < 100_000
@@ -168,24 +170,24 @@ def test_it_is_unavailable_so_many_times(server: HostileServer) -> None:
 def test_a_script_is_followed_and_its_last_entry_stays() -> None:
     with HostileServer("failure", "unavailable:2", "unavailable:2", "no-model", "fine") as server:
         at = f"{server.url}/api/chat"
-        statuses = [httpx.post(at, json=BODY).status_code for _ in range(7)]
+        statuses = [HTTP.post(at, json=BODY).status_code for _ in range(7)]
         assert statuses == [500, 503, 503, 404, 200, 200, 200]
-        assert httpx.get(f"{server.url}/api/version").json() == {"version": "0.33.0"}
-        counters: dict[str, Any] = httpx.get(f"{server.url}/_test/counters").json()
+        assert HTTP.get(f"{server.url}/api/version").json() == {"version": "0.33.0"}
+        counters: dict[str, Any] = HTTP.get(f"{server.url}/_test/counters").json()
         assert (counters["requests"], counters["fine"]) == (7, 3)
         assert counters["seen"][0] == {"path": "/api/chat", "behaviour": "failure", "body": BODY}
 
 
 def test_it_can_treat_gets_so_too() -> None:
     with HostileServer("unauthorized", also_gets=True) as server:
-        assert httpx.get(f"{server.url}/api/tags").status_code == 401
+        assert HTTP.get(f"{server.url}/api/tags").status_code == 401
 
 
 def test_it_ends_while_clients_wait() -> None:
     with ThreadPoolExecutor() as pool:
         with HostileServer("hang-before-headers") as server:
             at = f"{server.url}/api/chat"
-            waiting = [pool.submit(httpx.post, at, json=BODY, timeout=30) for _ in range(3)]
+            waiting = [pool.submit(HTTP.post, at, json=BODY, timeout=30) for _ in range(3)]
             wait_until(lambda: server.counts["requests"] == 3, 5, "the requests")
         assert all(isinstance(w.exception(), httpx.RemoteProtocolError) for w in waiting)
     assert not [t for t in threading.enumerate() if "_serve" in t.name]
@@ -194,7 +196,7 @@ def test_it_ends_while_clients_wait() -> None:
 
 def test_it_runs_as_a_process_and_explains_each_behaviour() -> None:
     with running_hostile("no-model") as server:
-        assert httpx.post(f"{server.url}/api/chat", json=BODY).status_code == 404
+        assert HTTP.post(f"{server.url}/api/chat", json=BODY).status_code == 404
         assert server.counters()["requests"] == 1
     assert all(act.__doc__ for act, _ in BEHAVIOURS.values())
 

@@ -41,14 +41,15 @@ class Model:
 
     @classmethod
     def parse(cls, text: str, directory: Path) -> Self:
-        """Read ``NAME[=PATH][,thinking][,native][,seed=N][,vram=BYTES]``; without PATH, make a tiny model."""
+        """Read ``NAME[=PATH][,thinking][,native][,seed=N][,context=N][,vram=BYTES]``; without PATH, make a tiny model."""
         head, *flags = text.split(",")
         name, _, path_text = head.partition("=")
         given = dict(flag.partition("=")[::2] for flag in flags)
-        if unknown := given.keys() - {"thinking", "native", "seed", "vram"}:
+        if unknown := given.keys() - {"thinking", "native", "seed", "context", "vram"}:
             raise ValueError(f"{text!r}: unknown {', '.join(sorted(unknown))}")
         thinking = "thinking" in given
-        made = tiny_model.TinyModel(int(given.get("seed", _seed(name))), thinking)
+        seed, context = int(given.get("seed", _seed(name))), int(given.get("context", 8192))
+        made = tiny_model.TinyModel(seed, thinking, context)
         path = Path(path_text) if path_text else tiny_model.write(made, directory)
         data = path.read_bytes()
         return cls(

@@ -86,7 +86,7 @@ class Counters:
                 totals.update(counts)
             return {
                 "models": {name: dict(counts) for name, counts in self._counts.items()},
-                "totals": dict(totals),
+                "totals": {name: n for name, n in totals.items() if name != "in_flight_peak"},
                 "in_flight": {name: n for name, n in self._in_flight.items() if n},
                 "load_order": list(self._load_order),
                 "wall_s": time.monotonic() - self._since,

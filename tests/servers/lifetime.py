@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 
 REPO = Path(__file__).parent.parent.parent
 _READY = "READY "
+_GRACE_S = 10.0
 
 
 def make_parser(name: str, text: str | None, epilog: str | None = None) -> ArgumentParser:
@@ -41,25 +42,33 @@ def make_parser(name: str, text: str | None, epilog: str | None = None) -> Argum
 
 
 class Lifetime:
-    """The server's side. Made first, so that a signal while it starts is not lost."""
+    """The server's side. Made first, before any other thread is there.
+
+    The signals are blocked, in the threads to come as well, and waited for: a handler's work could be left
+    undone, as a signal that comes just before the main thread goes to sleep does not wake it.
+    """
+
+    _ENDS = frozenset({signal.SIGTERM, signal.SIGINT})
 
     def __init__(self, *, with_stdin: bool) -> None:
-        self._over = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._over.set())
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._ENDS)
         if with_stdin:
             threading.Thread(target=self._watch_stdin, daemon=True).start()
 
-    def _watch_stdin(self) -> None:
+    @staticmethod
+    def _watch_stdin() -> None:
         with contextlib.suppress(OSError):
             while os.read(sys.stdin.fileno(), 4096):
                 pass
-        self._over.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The main thread may be stuck where it does not hear.
+        time.sleep(_GRACE_S)
+        os._exit(1)
 
     def serve(self, **ready: Any) -> None:
         """Print the READY line, and come back when the process is to end."""
         print(_READY + json.dumps({**ready, "pid": os.getpid()}), flush=True)
-        self._over.wait()
+        signal.sigwait(self._ENDS)
 
     @staticmethod
     def leave() -> None:
@@ -118,7 +127,7 @@ class ServerProcess:
         self._process.kill()
         self._gone()
 
-    def stop(self, timeout_s: float = 10.0) -> int:
+    def stop(self, timeout_s: float = _GRACE_S) -> int:
         """SIGTERM it, or SIGKILL if it does not heed; give the exit code."""
         self._process.terminate()
         try:
@@ -136,7 +145,7 @@ class ServerProcess:
         self._process.send_signal(signal.SIGCONT)
 
     def _gone(self) -> int:
-        code = self._process.wait(10)
+        code = self._process.wait(_GRACE_S)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()

@@ -3,8 +3,8 @@
   python -m tests.servers.ollama --port 11434 --model alpha --model beta,thinking --max-loaded 1
   python -m tests.servers.ollama --model alpha=/tmp/a.gguf,vram=8000000000 --available gamma --load-seconds 5
 
-A model is NAME[=PATH][,thinking][,native][,seed=N][,vram=BYTES]; without PATH a tiny one is made, whose seed
-comes from its name. It follows what Ollama 0.33 does (API, names, errors, loading and unloading, overflow); it is
+A model is NAME[=PATH][,thinking][,native][,seed=N][,context=N][,vram=BYTES]; without PATH a tiny
+one is made, whose seed comes from its name. It follows what Ollama 0.33 does (API, names, errors, loading and unloading, overflow); it is
 not Ollama. For tests only: GET /_test/counters says what it did, POST /_test/reset forgets that.
 """
 
