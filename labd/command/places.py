@@ -137,9 +137,11 @@ def find_input(task: TaskFile, *, fence: Fence, at_run: bool) -> tuple[Path, lis
     named = Path(task.spec.input or "")
     if not named.is_absolute():
         places = [root / named for root in fence.roots]
+        # What is not there is meant in the first of them, but in the results if it begins so.
+        meant = [*places, Path("/") / named][0]
         if named.parts[:1] == (fence.results.name,):
-            places.append(fence.results.parent / named)
-        named = next(filter(os.path.lexists, places), places[0] if places else Path("/") / named)
+            meant = fence.results.parent / named
+        named = next(filter(os.path.lexists, [*places, meant]), meant)
     real, refused = _judged({_INPUT: named}, fence, at_run=at_run)
     return real[_INPUT], refused
 

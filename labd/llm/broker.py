@@ -125,10 +125,13 @@ class Broker:
         model: str,
         num_ctx: int,
         tried: Sequence[str],
+        following: int = 0,
     ) -> dict[str, Any]:
         with self._news:
             now_s = time.monotonic()
-            want = Want(ticket, holder, node_id, model, num_ctx, now_s, frozenset(tried))
+            want = Want(
+                ticket, holder, node_id, model, num_ctx, now_s, frozenset(tried), following
+            )
             self._router.want(want)
             self._step()
             return self._mail_of(holder)

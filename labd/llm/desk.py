@@ -43,6 +43,8 @@ class Want:
     num_ctx: int
     since_s: float
     tried: frozenset[str] = frozenset()
+    following: int = 0
+    """Requests like it that the holder will make after it."""
     stuck_since_s: float | None = None
     """Since when no endpoint could be asked at all."""
 

@@ -276,10 +276,12 @@ class Chat(Protocol):
         schema: type[BaseModel] | Mapping[str, Any] | None = None,
         cancel: Cancel | None = None,
         on_start: Callable[[], None] | None = None,
+        following: int = 0,
     ) -> Reply:
         """Give the whole reply; with a `schema`, `Reply.value` is an object that fits it.
 
-        `on_start` is called each time that the request has got a slot and begins.
+        `on_start` is called each time that the request has got a slot and begins. `following`: how many like it
+        the caller will ask for after it; so many may be worth one more endpoint's load of the model.
 
         Raises:
             ModelError: there is none; the class says why.

@@ -57,6 +57,7 @@ class Pool:
         schema: type[BaseModel] | Mapping[str, Any] | None = None,
         cancel: Cancel | None = None,
         on_start: Callable[[], None] | None = None,
+        following: int = 0,
     ) -> Reply:
         """Give the whole reply, from whichever endpoint has a slot for the model.
 
@@ -66,7 +67,7 @@ class Pool:
             ModelError: there is no reply; the class says why.
 
         """
-        how = _How(cancel or Cancel(), on_start)
+        how = _How(cancel or Cancel(), on_start, following)
 
         def ask(
             messages: Sequence[Message],
@@ -91,7 +92,9 @@ class Pool:
     ) -> Reply:
         tried: list[str] = []
         while True:
-            slot = self._slots.get(options.model, options.num_ctx, frozenset(tried), how.cancel)
+            slot = self._slots.get(
+                options.model, options.num_ctx, frozenset(tried), how.cancel, how.following
+            )
             name = slot.endpoint.name
             how.first.clear()
             try:
@@ -183,6 +186,7 @@ class _How:
 
     cancel: Cancel
     on_start: Callable[[], None] | None
+    following: int
     first: threading.Event = field(default_factory=threading.Event)
     """Set when the first token has come."""
 

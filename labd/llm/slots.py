@@ -85,21 +85,36 @@ class Slots:
 
     # --- slots
 
-    def get(self, model: str, num_ctx: int, tried: frozenset[str], cancel: Cancel) -> Slot:
+    def get(
+        self,
+        model: str,
+        num_ctx: int,
+        tried: frozenset[str],
+        cancel: Cancel,
+        following: int = 0,
+    ) -> Slot:
         """Wait for a slot, however long that takes; at another endpoint than those `tried`, if there is one.
+
+        `following`: as in `labd.llm.model.Chat`.
 
         Raises:
             ModelError: there will be none. Stopped: `cancel` was used, or this is closed.
 
         """
         with self._news:
-            for slot in self._free:
+            # The last first: those that are not needed stay free, and go back to the broker.
+            for slot in reversed(self._free):
                 fits = name_of(slot.model) == name_of(model) and slot.num_ctx >= num_ctx
                 if fits and slot.endpoint.name not in tried:
                     self._free.remove(slot)
                     self._busy[slot.lease] = slot
                     return slot
-        facts = {"model": model, "num_ctx": num_ctx, "tried": sorted(tried)}
+        facts = {
+            "model": model,
+            "num_ctx": num_ctx,
+            "tried": sorted(tried),
+            "following": following,
+        }
         found = self._wait("want", facts, cancel)
         if found.slot is None:
             raise Stopped("the reply is not wanted any more")

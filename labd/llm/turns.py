@@ -10,11 +10,14 @@ The rules, for an endpoint whose memory is full:
 - Experiments that want the GPUs are one more model in this: they come first come, first served.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from labd.llm.desk import Change, Desk, GpuWant, Held, Side, Want
 
 _SPREAD_LOADS = 2.0
+_FIRST_REQUEST_S = 1.0
+"""Taken for how long a request of a model takes of which none has ended yet."""
 
 
 def idle(desk: Desk, side: Side, held: Held) -> bool:
@@ -46,7 +49,7 @@ def changes(desk: Desk) -> Iterator[Change]:
         first = wants[0]
         sides = [s for s in desk.candidates(first) if s.swaps and not desk.taken(s)]
         have = [s for s in desk.candidates(first) if desk.fits(s, first) or s.comes(name)]
-        if have and not _worth_another(desk, name, have, len(wants)):
+        if have and not _worth_another(desk, name, have, _backlog(wants)):
             continue
         num_ctx = max(want.num_ctx for want in wants)
         free = [s for s in sides if s not in have and _may_load(desk, s, name)]
@@ -112,8 +115,18 @@ def _worth_another(desk: Desk, name: str, have: Iterable[Side], waiting: int) ->
     if any(side.comes(name) for side in sides):
         return False
     slots = sum(side.slots for side in sides)
-    backlog_s = waiting * desk.request_s.get(name, 0.0) / slots
+    backlog_s = waiting * desk.request_s.get(name, _FIRST_REQUEST_S) / slots
     return backlog_s > _SPREAD_LOADS * max(side.load_s for side in sides)
+
+
+def _backlog(wants: Iterable[Want]) -> int:
+    """Count the requests that wait, and those that will follow; all wants of a holder tell of the same ones."""
+    waiting: Counter[str] = Counter()
+    following: dict[str, int] = {}
+    for want in wants:
+        waiting[want.holder] += 1
+        following[want.holder] = max(want.following, following.get(want.holder, 0))
+    return waiting.total() + sum(following.values())
 
 
 def _may_load(desk: Desk, side: Side, name: str) -> bool:

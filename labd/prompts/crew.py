@@ -1,6 +1,8 @@
 """Asks prompts, many at a time: as many as have a slot, and a few that wait for one."""
 
+import functools
 import heapq
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from labd.prompts.policy import Ticket
 
 MAX_THREADS = 256
 FIRST_THREADS = 2
-_MAX_WAITING = 2
+_MAX_WAITING, _LONG_S = 2, 1.0
 _TURN_S = 0.2
 
 Ask = Callable[[Ticket, Callable[[], None]], float | None]
@@ -21,7 +23,7 @@ asked again, or ``None`` if it is done with."""
 class Crew:
     """Threads that take prompts one after another until there are none.
 
-    One more thread starts whenever none of them waits for a slot; one stops where several wait.
+    One more thread starts whenever none of them waits for a slot; one stops where several have waited for long.
 
     Args:
         tickets: the prompts, in the order in which they are asked; taken one at a time.
@@ -40,7 +42,8 @@ class Crew:
         self._exhausted = False
         self._stopped = False
         self._threads = 0
-        self._waiting = 0
+        # Since when each prompt waits for a slot that waits for one; the longest wait is the first.
+        self._waiting: dict[int, float] = {}
         self._asking = 0
 
     @property
@@ -95,7 +98,7 @@ class Crew:
         if self._threads == 0:
             return FIRST_THREADS
         idle = self._threads - self._asking
-        return 1 if self._waiting == 0 and idle == 0 and self._has_ready() else 0
+        return 1 if not self._waiting and idle == 0 and self._has_ready() else 0
 
     def _has_ready(self) -> bool:
         return not self._exhausted or bool(self._later and self._later[0][0] <= time.monotonic())
@@ -108,11 +111,10 @@ class Crew:
         try:
             while (ticket := self._take()) is not None:
                 delay_s: float | None = None
-                started = _Once(self._begun)
                 try:
-                    delay_s = self._ask(ticket, started)
+                    delay_s = self._ask(ticket, functools.partial(self._begun, ticket))
                 finally:
-                    self._ended(ticket, delay_s, started=started.called)
+                    self._ended(ticket, delay_s)
         finally:
             with self._changed:
                 self._threads -= 1
@@ -120,10 +122,10 @@ class Crew:
 
     def _take(self) -> Ticket | None:
         with self._changed:
-            while not self._over() and self._waiting < _MAX_WAITING:
+            while not (self._over() or self._too_many_wait()):
                 ticket = self._next()
                 if ticket is not None:
-                    self._waiting += 1
+                    self._waiting[ticket.index] = time.monotonic()
                     self._asking += 1
                     return ticket
                 self._changed.wait(self._pause_s())
@@ -146,34 +148,22 @@ class Crew:
             return _TURN_S
         return min(_TURN_S, max(0.001, self._later[0][0] - time.monotonic()))
 
-    def _begun(self) -> None:
+    def _too_many_wait(self) -> bool:
+        # One that has just ended a request gets the slot of that in a moment, so only long waits count.
+        long_ago_s = time.monotonic() - _LONG_S
+        longest = itertools.islice(self._waiting.values(), _MAX_WAITING)
+        return sum(since_s < long_ago_s for since_s in longest) >= _MAX_WAITING
+
+    def _begun(self, ticket: Ticket) -> None:
         with self._changed:
-            self._waiting -= 1
-            if self._waiting == 0:
+            if self._waiting.pop(ticket.index, None) is not None and not self._waiting:
                 self._changed.notify_all()
 
-    def _ended(self, ticket: Ticket, delay_s: float | None, *, started: bool) -> None:
+    def _ended(self, ticket: Ticket, delay_s: float | None) -> None:
         with self._changed:
             self._asking -= 1
-            if not started:
-                self._waiting -= 1
+            self._waiting.pop(ticket.index, None)
             if delay_s is not None:
                 self._put_back += 1
                 heapq.heappush(self._later, (time.monotonic() + delay_s, self._put_back, ticket))
             self._changed.notify_all()
-
-
-class _Once:
-    """Calls a function the first time that it is called itself."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self._function = function
-        self._lock = threading.Lock()
-        self.called = False
-
-    def __call__(self) -> None:
-        with self._lock:
-            if self.called:
-                return
-            self.called = True
-        self._function()

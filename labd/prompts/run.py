@@ -274,6 +274,7 @@ class _Work:
                 schema=self._schema,
                 cancel=self._cancel,
                 on_start=started,
+                following=max(0, self._left() - self._crew.threads),
             )
             self._take(ticket, line.id, sha256, reply)
         except Stopped as error:
@@ -335,9 +336,12 @@ class _Work:
             self._tell(now_s)
 
     def _tell(self, now_s: float) -> None:
-        total, ended = len(self._prompts), self._reused + self._counts.replies + self._errors
-        detail = self._pace.detail(now_s, total - ended, self._errors)
-        self._progress("prompts", ended, total, detail)
+        left, total = self._left(), len(self._prompts)
+        detail = self._pace.detail(now_s, left, self._errors)
+        self._progress("prompts", total - left, total, detail)
+
+    def _left(self) -> int:
+        return len(self._prompts) - self._reused - self._counts.replies - self._errors
 
     def _hash_of(self, index: int) -> str:
         try:
