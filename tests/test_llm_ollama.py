@@ -32,8 +32,9 @@ from tests.servers.hostile import HostileServer
 
 SCHEMA = {
     "type": "object",
-    "properties": {"title": {"type": "string"}, "score": {"type": "number"}},
+    "properties": {"title": {"type": "string", "maxLength": 30}, "score": {"type": "integer"}},
     "required": ["title", "score"],
+    "additionalProperties": False,
 }
 ENDLESS: dict[str, Any] = {
     "schema": {
@@ -135,7 +136,8 @@ def test_the_same_seed_gives_the_same_text_and_the_first_token_is_told(
 
 def test_a_schema_goes_to_the_server_which_holds_the_model_to_it(node: RunningServer) -> None:
     with client_of(node.url) as client:
-        reply = client.chat(ask(), options(num_predict=500, allow_cut=False), schema=SCHEMA)
+        asked = options(num_predict=500, seed=1, allow_cut=False)
+        reply = client.chat(ask(), asked, schema=SCHEMA)
     assert set(json.loads(reply.text)) == {"title", "score"}
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from labd.llm.desk import Change, GpuWant, Rules, Want
 from labd.llm.errors import (
@@ -476,26 +478,37 @@ def test_an_experiments_lease_ends_with_its_limit() -> None:
 # --- the whole, simulated
 
 
+EXPERIMENT = "experiment"
+
+
 @dataclass
 class World:
-    """Two single-model endpoints that take `load_s` to load and `request_s` to answer, and a queue of requests."""
+    """Endpoints that take `load_s` to load and `request_s` to answer, and a queue of requests and experiments."""
 
     bench: Bench
     load_s: float
     request_s: float
+    experiment_s: float = 20.0
+    tick_s: float = 0.1
     loads: int = 0
     waited_s: list[float] = field(default_factory=list)
 
-    def run(self, queue: list[tuple[float, str]]) -> None:
+    def run(self, queue: list[tuple[float, str]], most_s: float = 20_000.0) -> None:
         """Play the requests, each with its time of arrival and model, to their end."""
         begun: dict[str, float] = {}
-        busy: list[tuple[float, str, str]] = []
+        busy: list[tuple[float, str]] = []
         changing: list[tuple[float, Change]] = []
         coming = sorted(queue)
-        for _ in range(2_000_000):
+        end_s = self.bench.now_s + most_s
+        while self.bench.now_s < end_s:
             while coming and coming[0][0] <= self.bench.now_s:
                 at_s, model = coming.pop(0)
-                begun[self.bench.want(model, holder=f"of-{model}")] = at_s
+                ticket = (
+                    self.bench.want_gpus(0, holder=f"x{at_s}")
+                    if model == EXPERIMENT
+                    else self.bench.want(model, holder=f"of-{model}")
+                )
+                begun[ticket] = at_s
             for end in [b for b in busy if b[0] <= self.bench.now_s]:
                 busy.remove(end)
                 self.bench.router.used(end[1], self.bench.now_s, [self.request_s])
@@ -504,17 +517,27 @@ class World:
                 changing.remove(ended)
                 self.bench.done(ended[1], took_s=self.load_s)
             for action in self.bench.step():
-                if isinstance(action, Grant):
+                if isinstance(action, Grant | GpuGrant):
                     self.waited_s.append(self.bench.now_s - begun.pop(action.ticket))
-                    busy.append((self.bench.now_s + self.request_s, action.lease, action.ticket))
+                    long_s = self.request_s if isinstance(action, Grant) else self.experiment_s
+                    busy.append((self.bench.now_s + long_s, action.lease))
                 elif isinstance(action, Change):
-                    self.loads += 1
+                    self.loads += action.load is not None
                     changing.append((self.bench.now_s + self.load_s, action))
                     self.no_request_under(action)
+            self.models_and_experiments_apart()
             if not (begun or busy or coming):
                 return
-            self.bench.now_s += 0.1
-        raise AssertionError("it came to no end")
+            self.bench.now_s += self.tick_s
+        raise AssertionError(f"these wait for ever: {begun}")
+
+    def models_and_experiments_apart(self) -> None:
+        desk = self.bench.router.desk
+        for lease in desk.gpu_leases.values():
+            for side in desk.sides.values():
+                if side.on_gpus(lease.node_id, lease.gpus):
+                    assert not side.held
+                    assert not desk.in_flight(side)
 
     def no_request_under(self, change: Change) -> None:
         desk = self.bench.router.desk
@@ -548,3 +571,26 @@ def test_a_steady_stream_for_one_model_does_not_starve_another() -> None:
     world = World(bench, load_s=3.0, request_s=1.0)
     world.run(queue)
     assert world.loads == 2
+
+
+@given(
+    st.sampled_from(["a", "ab", "abc"]),
+    st.lists(st.tuples(st.floats(1000.0, 1030.0), st.integers(0, 9)), min_size=20, max_size=50),
+    st.sampled_from([(1, 1), (2, 1), (1, 3)]),
+    st.sampled_from([[HEAD], [HEAD, HEAD], [HEAD, "other"]]),
+)
+@settings(deadline=None, max_examples=100)
+def test_whatever_comes_everybody_gets_a_turn_and_experiments_never_meet_a_model(
+    models: str, queue: list[tuple[float, int]], size: tuple[int, int], nodes: list[str]
+) -> None:
+    slots, max_loaded = size
+    ends = [
+        Endpoint(f"e{i}", f"http://e{i}", node_id=node, slots=slots, max_loaded=max_loaded)
+        for i, node in enumerate(nodes)
+    ]
+    bench = Bench(*ends, turn_s=30.0)
+    for end in ends:
+        bench.seen(end.name, look(*models))
+    world = World(bench, load_s=5.0, request_s=3.0, tick_s=0.5)
+    world.run([(at_s, EXPERIMENT if n == 9 else models[n % len(models)]) for at_s, n in queue])
+    assert len(world.waited_s) == len(queue)

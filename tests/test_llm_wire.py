@@ -3,7 +3,7 @@
 import pickle
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -204,6 +204,14 @@ def test_a_server_that_closes_idle_connections_costs_no_request(llama: RunningSe
             client.chat(ask("hi"), options("m", num_predict=1))
 
 
+def test_a_name_that_nobody_knows_is_down() -> None:
+    with (
+        client_of("http://a..b:11434") as client,
+        pytest.raises(EndpointDown, match="name is not known"),
+    ):
+        chat_with(client)
+
+
 def test_a_server_that_comes_back_is_used_again() -> None:
     with client_of("http://127.0.0.1:1") as nobody, pytest.raises(EndpointDown, match="nothing"):
         chat_with(nobody)
@@ -318,6 +326,22 @@ def test_giving_up_ends_the_wait_for_a_connection_too(black_hole: str) -> None:
         cancel.cancel()
         with pytest.raises(Stopped):
             reply.result(timeout=30)
+
+
+def test_who_gives_up_too_late_does_not_harm_the_next_request(node: RunningServer) -> None:
+    late: list[Callable[[], None]] = []
+
+    class Late(Cancel):
+        """Keeps what it would call, as if its thread had been stopped just before."""
+
+        def attach(self, hook: Callable[[], None]) -> None:
+            late.append(hook)
+
+    with client_of(node.url) as client:
+        chat_with(client, Late())
+        used = connections_to(node.url)
+        client.chat(ask(), options("m"), on_first=late[0])
+        assert connections_to(node.url) == used
 
 
 # -- secrets, URLs and TLS

@@ -43,12 +43,12 @@ from labd.llm.model import Cancel, Chat, Endpoint, Message, Options, Reply
 from labd.llm.pool import Pool
 from labd.log import file_logger
 from labd.prompts.crew import MAX_THREADS, Crew
-from labd.prompts.lines import InputError, Line, open_prompts
+from labd.prompts.lines import InputError, open_prompts
 from labd.prompts.pace import Pace
 from labd.prompts.policy import Again, Over, Own, Policy, Ticket
 from labd.prompts.run import Patience, Report, options_of, run_prompts
 from labd.prompts.wording import Renderer, RenderError, RenderLimits
-from labd.settings import Home, load_home
+from labd.settings import load_home
 from labd.task import PromptOptions, parse_task
 from tests.processes import wait_until
 from tests.servers.fixtures import RunningServer, running_ollama

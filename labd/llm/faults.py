@@ -13,6 +13,7 @@ from labd.llm.errors import (
     EndpointMisconfigured,
     EndpointSilent,
     ModelError,
+    RequestRefused,
     Stopped,
 )
 from labd.llm.link import Aborted, BrokenOff, Link, NotHttp
@@ -82,11 +83,19 @@ class Faults:
                 where=self.where,
                 fix="Try later, or give the endpoint fewer slots",
             )
-        if status >= 500:
+        if status >= 500 and status != 501:
             return EndpointFailed(
                 f"the server failed, {what}", where=self.where, fix="See the server's log"
             )
-        return self.no_api(f"HTML and status {status}" if html else what)
+        if html or status in {404, 405, 410, 501}:
+            return self.no_api(f"HTML and status {status}" if html else what)
+        if status in {408, 409, 423, 425, 499}:
+            return self.failed(f"gave up, {what}")
+        return RequestRefused(
+            f"the server refuses the request, {what}",
+            where=self.where,
+            fix="Check the options, and the proxy before the server if there is one",
+        )
 
     def name(self, error: Exception, link: Link) -> ModelError:
         """Make of what went wrong on a link the error that says what it means."""
@@ -148,14 +157,16 @@ def reason(raw: bytes) -> str:
     ``{"error": {"message": text}}``, LM Studio both; vLLM also ``{"message"}`` and ``{"detail"}``.
     """
     text = raw.decode(errors="replace").strip()
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return _reason_of(found) or text
+    return _reason_of(text) or text
 
 
 def _reason_of(found: object) -> str:
+    if isinstance(found, str) and found.startswith("{"):
+        # Ollama hands on what its runner said, which is JSON again.
+        try:
+            return _reason_of(json.loads(found)) or found
+        except (ValueError, RecursionError):
+            return found
     if isinstance(found, str):
         return found
     if isinstance(found, dict):

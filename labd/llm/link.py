@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httptools
 import httpx
@@ -25,7 +25,7 @@ _KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
 
 
 class Aborted(OSError):
-    """The link was broken by `Link.abort`."""
+    """Somebody broke the link."""
 
 
 class BrokenOff(OSError):
@@ -129,6 +129,7 @@ class Link(httpx.BaseTransport):
         self._socket: socket.socket | None = None
         self._timeout_s = 0.0
         self._aborted = False
+        self._number = 0
         self._connect_s = connect_s
         self._incoming: _Incoming | None = None
         self.connected = False
@@ -142,10 +143,19 @@ class Link(httpx.BaseTransport):
 
     # -- waiting
 
-    def begin(self, what: str, limit_s: float) -> None:
-        """Say what the next request waits for, and how long; a connection that it needs has its own limit."""
+    def begin(self, what: str, limit_s: float) -> Callable[[], None]:
+        """Say what the next request waits for, and how long; a connection that it needs has its own limit.
+
+        Returns:
+            What breaks the connection from any thread, for as long as it serves this request: whoever reads,
+            writes or connects over it then wakes at once.
+
+        """
         self._first = (what, limit_s)
         self.received = 0
+        with self._lock:
+            self._number += 1
+        return functools.partial(self._abort, self._number)
 
     def expect(self, what: str, limit_s: float) -> None:
         """Begin to wait for `what`, for at most `limit_s` seconds from now."""
@@ -246,9 +256,11 @@ class Link(httpx.BaseTransport):
 
     def _connect(self) -> None:
         failure = OSError("the name has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            self._host, self._port, type=socket.SOCK_STREAM
-        ):
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise socket.gaierror(str(error)) from error
+        for family, kind, protocol, _, address in found:
             self._hold(socket.socket(family, kind, protocol))
             self.expect("a connection", self._connect_s)
             try:
@@ -283,15 +295,17 @@ class Link(httpx.BaseTransport):
             self._timeout_s = 0.0
 
     def _drop(self) -> None:
-        # Under the lock, lest `abort` hit another socket that got this one's number.
+        # Under the lock, lest an abort hit another socket that got this one's number.
         with self._lock:
             held, self._socket = self._socket, None
             if held is not None:
                 held.close()
 
-    def abort(self) -> None:
-        """Break the connection from any thread: whoever reads, writes or connects over it wakes at once."""
+    def _abort(self, number: int) -> None:
         with self._lock:
+            if number != self._number:
+                # Somebody gave up too late: the link has gone over to another request.
+                return
             self._aborted = True
             if self._socket is not None:
                 # Not the TLS socket's own shutdown, which drops its state under the reader.

@@ -56,7 +56,7 @@ class Endpoint:
     gpus: tuple[int, ...] | None = None
     key_env: str = ""
     key_file: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     pull: bool = False
     keep_alive_s: float = 600.0
 

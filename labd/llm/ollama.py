@@ -38,6 +38,7 @@ from labd.llm.model import (
 from labd.llm.wire import Exchange, Patience
 
 _DIGESTS_LAST_S = 300.0
+_NO_DIGEST_LASTS_S = 5.0
 _MAX_PULL_BYTES = 2**30
 """Of progress lines, some 150 bytes each."""
 _MAX_LAYERS = 1000
@@ -116,10 +117,10 @@ class OllamaClient(BaseClient):
             "truncate": False,
             "keep_alive": self.endpoint.keep_alive_s,
             "options": {
+                **options.more,
+                **{name: value for name, value in given.items() if value is not None},
                 "num_ctx": options.num_ctx,
                 "num_predict": options.num_predict,
-                **{name: value for name, value in given.items() if value is not None},
-                **options.more,
             },
         }
         if schema is not None:
@@ -200,6 +201,8 @@ class OllamaClient(BaseClient):
         seen = Look(health="up", server="ollama", version=version)
         try:
             seen = replace(seen, models=self._models())
+        except EndpointSilent as error:
+            return replace(seen, health="busy", problem=error.what, fix=error.fix)
         except ModelError as error:
             return replace(seen, health=health_of(error), problem=error.what, fix=error.fix)
         try:
@@ -250,8 +253,8 @@ class OllamaClient(BaseClient):
     def _digest(self, model: str) -> str:
         with self._lock:
             known = self._digests.get(name_of(model), "")
-            fresh = time.monotonic() - self._digests_at < _DIGESTS_LAST_S
-        if known and fresh:
+            age_s = time.monotonic() - self._digests_at
+        if age_s < (_DIGESTS_LAST_S if known else _NO_DIGEST_LASTS_S):
             return known
         try:
             self._models()
@@ -304,7 +307,7 @@ class OllamaClient(BaseClient):
             "messages": [],
             "stream": True,
             "keep_alive": self.endpoint.keep_alive_s,
-            "options": {"num_ctx": num_ctx, **(more or {})},
+            "options": {**(more or {}), "num_ctx": num_ctx},
         }
         self._ask_done(body, options, self._timeouts.load_s, f"the load of {model}", cancel)
         self._warmth.used(name_of(model), num_ctx)

@@ -115,6 +115,8 @@ class OpenAIClient(CompatibleServer):
         }
         form = {"name": "reply", "strict": True, "schema": schema}
         return {
+            **self._thinking(options),
+            **options.more,
             "model": options.model,
             "messages": [{"role": each.role, "content": each.content} for each in messages],
             "stream": True,
@@ -125,8 +127,6 @@ class OpenAIClient(CompatibleServer):
                 if schema is None
                 else {"response_format": {"type": "json_schema", "json_schema": form}}
             ),
-            **self._thinking(options),
-            **options.more,
         }
 
     def _thinking(self, options: Options) -> dict[str, Any]:

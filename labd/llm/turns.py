@@ -87,6 +87,8 @@ def gpu_sides(desk: Desk, want: GpuWant) -> list[Side]:
 def gpu_must_wait(desk: Desk, want: GpuWant) -> bool:
     """Say whether requests that have waited longer come first."""
     sides = gpu_sides(desk, want)
+    if any(side.kept_for == want.ticket for side in sides):
+        return False  # its turn has begun
     used = any(lease.node_id == want.node_id for lease in desk.gpu_leases.values())
     for other in desk.wants.values():
         found = desk.candidates(other)

@@ -67,7 +67,7 @@ class Wire:
             "accept-encoding": "identity",
             "user-agent": "labd",
             **_authorization(self._url, key),
-            **endpoint.headers,
+            **{name.lower(): value for name, value in endpoint.headers.items()},
         }
         secrets = (key, self._url.password, *endpoint.headers.values())
         self.url = printable(bare(self._url), 300)
@@ -107,7 +107,7 @@ class Wire:
 
         """
         request = self._request(method, path, body)
-        link, response = self._begin(request, patience, cancel)
+        link, response, hook = self._begin(request, patience, cancel)
         exchange = Exchange(self, link, response, patience, max_bytes)
         try:
             self._look_at_headers(exchange, judge)
@@ -115,7 +115,7 @@ class Wire:
             exchange.drain()
         finally:
             if cancel is not None:
-                cancel.detach(link.abort)
+                cancel.detach(hook)
             if not exchange.complete:
                 # Closing is what makes the server stop, too.
                 link.close()
@@ -175,18 +175,18 @@ class Wire:
 
     def _begin(
         self, request: httpx.Request, patience: Patience, cancel: Cancel | None
-    ) -> tuple[Link, httpx.Response]:
+    ) -> tuple[Link, httpx.Response, Callable[[], None]]:
         while True:
             link = self._take()
             reused = link.served > 0
+            hook = link.begin(patience.what, patience.first_s)
             if cancel is not None:
-                cancel.attach(link.abort)
+                cancel.attach(hook)
             try:
-                link.begin(patience.what, patience.first_s)
-                return link, link.handle_request(request)
+                return link, link.handle_request(request), hook
             except (OSError, NotHttp) as error:
                 if cancel is not None:
-                    cancel.detach(link.abort)
+                    cancel.detach(hook)
                 link.close()
                 # A server may close an idle connection just as it is used again. It has then not read the
                 # request, so that a fresh connection is no second attempt.

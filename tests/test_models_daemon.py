@@ -1,0 +1,159 @@
+"""Language models as users meet them: a daemon, real Ray, real servers; prompts, experiments on GPUs, kills."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labd.archive import Archive
+from labd.spool import Spool
+from labd.task import State
+from tests.processes import DaemonProcess, wait_until
+from tests.servers.fixtures import RunningServer, running_ollama
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.sandbox,
+    pytest.mark.timeout(240),
+    pytest.mark.xdist_group("models"),
+]
+
+VRAM_BYTES = 8 * 10**9
+PROMPTS = "kind: prompts\ninput: questions.jsonl\noptions: {num_ctx: 2048, num_predict: 24, allow_cut: true}\n"
+
+
+class ModelLab:
+    """A lab with one Ollama, one GPU that nobody has, and what tests ask of it."""
+
+    def __init__(self, root: Path, node: RunningServer) -> None:
+        self.root, self.node = root, node
+        self.spool, self.archive = Spool(root / "spool"), Archive(root / "results")
+        (root / "config").mkdir()
+        (root / "data").mkdir()
+        settings = {
+            "ray": {"num_cpus": 2, "num_gpus": 1, "dashboard": False},
+            "min_free_bytes": 2**20,
+            "llm": {"model": "alpha", "discover": False, "turn": "1s"},
+            "endpoints": [{"name": "one", "url": node.url, "slots": 2}],
+        }
+        (root / "config" / "labd.yaml").write_text(json.dumps(settings))
+        self.spool.prepare()
+
+    def questions(self, count: int) -> None:
+        lines = (json.dumps(f"question {number}") for number in range(count))
+        (self.root / "data" / "questions.jsonl").write_text("\n".join(lines))
+
+    def drop(self, name: str, text: str) -> None:
+        (self.root / "spool" / "pending" / f"{name}.yaml").write_text(text)
+
+    def wait(self, task: str, *states: State, timeout_s: float = 90) -> State:
+        def there() -> State | None:
+            return next((s for s in states if self.spool.holds(s, f"{task}.yaml")), None)
+
+        state = wait_until(there, timeout_s, f"{task} in {states}")
+        assert state is not None
+        return state
+
+    def lines(self, task: str, name: str = "output.jsonl") -> list[dict[str, Any]]:
+        path = self.archive.directory(task) / name
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def answered(self, task: str) -> int:
+        path = self.archive.directory(task) / "replies.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def asked(self, *verb: str) -> Any:
+        command = [sys.executable, "-m", "labd.cli", "--home", str(self.root), *verb, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return json.loads(done.stdout)
+
+    def loaded(self) -> list[str]:
+        return [model["name"] for model in self.node.get("/api/ps")["models"]]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[ModelLab]:
+    arguments = ("--num-parallel=2", "--max-loaded=1", "--seconds-per-token=0.004")
+    with running_ollama(f"--model=alpha,vram={VRAM_BYTES}", *arguments) as node:
+        yield ModelLab(tmp_path, node)
+
+
+def test_prompts_are_answered_in_order_with_where_each_reply_came_from(
+    lab: ModelLab, daemon: Callable[..., DaemonProcess]
+) -> None:
+    lab.questions(30)
+    lab.drop("ask", PROMPTS)
+    lab.drop("nowhere", PROMPTS + "model: nobody:7b\n")
+    daemon()
+    assert lab.wait("ask", State.DONE, State.FAILED) is State.DONE
+    output = lab.lines("ask")
+    assert [line["id"] for line in output] == [str(number) for number in range(1, 31)]
+    assert {line["provenance"]["endpoint"] for line in output} == {"one"}
+    assert all(line["provenance"]["digest"] for line in output)
+    assert lab.lines("ask", "errors.jsonl") == []
+    result = lab.archive.result("ask")
+    assert result is not None
+    assert result["tokens"] == sum(
+        line["provenance"]["prompt_tokens"] + line["provenance"]["output_tokens"]
+        for line in output
+    )
+
+    assert lab.wait("nowhere", State.FAILED, State.DONE) is State.FAILED
+    error = lab.archive.history("nowhere").events[-1]["error"]
+    assert error["code"] == "model_missing"
+    assert "ollama pull nobody:7b" in error["message"]
+
+    models = lab.asked("models")
+    assert models["live"]
+    [endpoint] = models["endpoints"]
+    assert (endpoint["name"], endpoint["health"], endpoint["slots"]) == ("one", "up", 2)
+    assert [(m["name"], m["loaded"]) for m in endpoint["models"]] == [("alpha:latest", True)]
+    [node] = lab.asked("nodes")
+    assert node["num_gpus"] == 1
+    assert [e["name"] for e in node["endpoints"]] == ["one"]
+
+
+def test_killed_prompts_go_on_where_they_were(
+    lab: ModelLab, daemon: Callable[..., DaemonProcess]
+) -> None:
+    lab.questions(80)
+    lab.drop("ask", PROMPTS)
+    first = daemon()
+    wait_until(lambda: lab.answered("ask") > 15, 90, "some replies")
+    first.kill_everything()
+    known = lab.answered("ask")
+    assert known < 80
+    daemon()
+    assert lab.wait("ask", State.DONE, State.FAILED) is State.DONE
+    assert [line["id"] for line in lab.lines("ask")] == [str(n) for n in range(1, 81)]
+    # Those in flight at the kill were asked twice; of the others none.
+    assert lab.node.total("served") <= 80 + 4
+
+
+def test_a_task_on_the_gpu_has_it_alone_and_prompts_wait_meanwhile(
+    lab: ModelLab, daemon: Callable[..., DaemonProcess]
+) -> None:
+    lab.questions(300)
+    lab.drop("ask", PROMPTS)
+    daemon()
+    wait_until(lambda: lab.answered("ask") > 5, 90, "some replies")
+    assert lab.loaded() == ["alpha:latest"]
+    run = "touch begun; while [ ! -e end ]; do sleep 0.05; done"
+    lab.drop("train", f"kind: command\nrun: '{run}'\nnum_gpus: 1\n")
+    files = lab.archive.directory("train") / "files"
+    wait_until((files / "begun").exists, 60, "the command to run")
+    assert lab.loaded() == []
+    before = lab.answered("ask")
+    assert before < 300
+    time.sleep(1.0)  # nothing to wait for: what must not happen
+    assert lab.answered("ask") == before
+    assert lab.loaded() == []
+    (files / "end").touch()
+    assert lab.wait("train", State.DONE, State.FAILED) is State.DONE
+    assert lab.wait("ask", State.DONE, State.FAILED) is State.DONE
+    assert len(lab.lines("ask")) == 300
