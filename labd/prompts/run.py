@@ -26,6 +26,7 @@ from labd.prompts.policy import Again, Over, Own, Policy, Ticket
 from labd.prompts.records import Asked, Known, Records
 from labd.prompts.wording import Wording, asked_of, prompt_sha256, sha256_of
 from labd.task import TaskFile, TaskSpec
+from labd.text import printable
 
 _LOCK_TIMEOUT_S = 60.0
 _MAX_TOLD = 20
@@ -366,7 +367,9 @@ class _Work:
         if over is not None and total - answered - self._errors > 0:
             told = f"{over.message}. {answered:,} of {total:,} prompts are answered"
             goes_on = (
-                "" if over.retryable else f"; `labd retry {self._task_id}` goes on with the rest"
+                ""
+                if over.retryable
+                else f"; `labd retry {printable(self._task_id)}` goes on with the rest"
             )
             over = Over(over.code, told + goes_on, over.retryable)
         error = None if over is None else _error(over)
