@@ -84,8 +84,7 @@ def router_of(home: Home) -> Router:
         own = found_on(here, url, endpoints)
         endpoints += [own] if own else []
     router = Router(Rules(allow_remote=home.settings.llm.allow_remote), endpoints)
-    hands = DirectHands(_LOOK_TIMEOUTS)
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with DirectHands(_LOOK_TIMEOUTS) as hands, ThreadPoolExecutor(_THREADS) as threads:
         for endpoint, look in zip(endpoints, threads.map(hands.look, endpoints), strict=True):
             router.seen(endpoint.name, look, 0.0)
     return router

@@ -293,7 +293,7 @@ def test_a_request_that_is_not_wanted_any_more_ends_at_once_while_it_waits() -> 
 def test_a_worker_that_was_killed_holds_nothing_any_more() -> None:
     with ExitStack() as stack:
         node = stack.enter_context(running_ollama("--model=alpha"))
-        call = stack.enter_context(brokered(endpoint(node), holder_ttl_s=0.5))
+        call = stack.enter_context(brokered(endpoint(node), holder_ttl_s=3.0))
         call(
             "want",
             holder="killed",

@@ -125,6 +125,10 @@ class NodeHands:
         """
         self._direct.pull(endpoint, model, progress)
 
+    def close(self) -> None:
+        """Close all connections."""
+        self._direct.close()
+
 
 def make(options: Mapping[str, Any], node_id: str, **more: Any) -> Any:
     """Give the handle of a new broker actor on the lab's own node."""
@@ -203,8 +207,10 @@ def _on(node_id: str, what: Callable[..., Any], *arguments: Any, timeout_s: floa
 
 
 def _look(endpoint: Endpoint) -> Look:
-    return DirectHands().look(endpoint)
+    with DirectHands() as hands:
+        return hands.look(endpoint)
 
 
 def _change(endpoint: Endpoint, change: Change) -> None:
-    DirectHands().change(endpoint, change)
+    with DirectHands() as hands:
+        hands.change(endpoint, change)

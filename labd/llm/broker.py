@@ -55,6 +55,9 @@ class Hands(Protocol):
 
         """
 
+    def close(self) -> None:
+        """Close all connections."""
+
 
 class Broker:
     """A router at work.
@@ -99,6 +102,7 @@ class Broker:
             for watcher in self._watchers.values():
                 watcher.look_now.set()
             self._news.notify_all()
+        self._hands.close()
 
     # --- what holders ask
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Self
 
 from labd.errors import ConfigError
 from labd.llm.base import PullProgress
@@ -54,6 +55,19 @@ class DirectHands:
 
         self._client_or_error(endpoint).pull(model, tell)
 
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            for _, client in self._clients.values():
+                client.close()
+            self._clients.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     def _client_or_error(self, endpoint: Endpoint) -> Client:
         try:
             return self._client(endpoint)
@@ -64,6 +78,8 @@ class DirectHands:
         with self._lock:
             known, client = self._clients.get(endpoint.name, (None, None))
             if client is None or known != endpoint:
+                if client is not None:
+                    client.close()
                 client = connect(endpoint, self._timeouts)
                 self._clients[endpoint.name] = (endpoint, client)
             return client

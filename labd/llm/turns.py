@@ -110,10 +110,8 @@ def _by_model(desk: Desk) -> list[tuple[str, list[Want]]]:
 
 
 def _worth_another(desk: Desk, name: str, have: Iterable[Side], waiting: int) -> bool:
-    """Say whether so much waits for a model that one more endpoint should load it."""
+    """Say whether so much waits for a model that one more endpoint should load it, beside those that have it or will."""
     sides = list(have)
-    if any(side.comes(name) for side in sides):
-        return False
     slots = sum(side.slots for side in sides)
     backlog_s = waiting * desk.request_s.get(name, _FIRST_REQUEST_S) / slots
     return backlog_s > _SPREAD_LOADS * max(side.load_s for side in sides)
