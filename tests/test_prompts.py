@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ from labd.prompts.run import Patience, Report, options_of, run_prompts
 from labd.prompts.wording import Renderer, RenderError, RenderLimits
 from labd.settings import load_home
 from labd.task import PromptOptions, parse_task
+from tests.conftest import REPO
 from tests.processes import wait_until
 from tests.servers.fixtures import RunningServer, running_ollama
 
@@ -389,6 +391,22 @@ def test_more_than_a_million_prompts_are_too_many(tmp_path: Path) -> None:
         open_prompts(big, templated=False)
 
 
+def test_what_the_guide_shows_is_what_runs(place: Place) -> None:
+    guide = (REPO / "docs" / "prompts.md").read_text()
+    place.input = place.root / "data" / "questions.jsonl"
+    place.write(raw=re.findall(r"```json\n(.*?)```", guide, re.DOTALL)[0].encode())
+    (place.root / "data" / "words.jsonl").write_text(
+        '{"variables": {"word": "dog"}, "id": "dog-fr"}'
+    )
+    shown = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    shown.append((REPO / "config" / "examples" / "prompts.yaml").read_text())
+    for text in shown:
+        assert place.dropped(text) == ""
+        keys = {"model": None, **yaml.safe_load(text)}
+        report = place.run(Local(), task_id=f"t{len(text)}", default_model="m", **keys)
+        assert report.error is None
+
+
 # --- the wording
 
 
@@ -711,6 +729,14 @@ def test_an_input_that_changes_while_it_is_used_ends_the_attempt(place: Place) -
         place.run(chat)
     assert all(text.startswith("p") for text in chat.asked)
     assert 50 <= len(place.lines()) < 300
+
+
+def test_an_input_is_not_read_to_its_end_when_the_attempt_has_to_end(place: Place) -> None:
+    place.write(*(f"p{number}" for number in range(2000)))
+    cancelled, chat = threading.Event(), Local()
+    cancelled.set()
+    assert code(place.run(chat, cancelled=cancelled)) == "cancelled"
+    assert not chat.asked
 
 
 # --- going on
