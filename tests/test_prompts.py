@@ -788,26 +788,30 @@ def test_a_torn_last_line_and_one_that_can_not_be_read_are_asked_again(place: Pl
 @pytest.mark.parametrize("slots", [1, 7, 40])
 def test_all_slots_are_filled_and_only_a_few_requests_wait(slots: int) -> None:
     lock, free = threading.Lock(), threading.Semaphore(slots)
-    full, inside, most_inside, most_threads = threading.Event(), 0, 0, 0
+    full, inside, most_inside, most_threads, turns = threading.Event(), 0, 0, 0, 0
+
+    def turn() -> None:
+        nonlocal most_threads, turns
+        turns += 1
+        most_threads = max(most_threads, crew.threads)
 
     def ask(_: Ticket, started: Callable[[], None]) -> None:
-        nonlocal inside, most_inside, most_threads
+        nonlocal inside, most_inside
         with free:
             started()
             with lock:
                 inside += 1
-                most_inside, most_threads = (
-                    max(most_inside, inside),
-                    max(most_threads, crew.threads),
-                )
-                if inside == slots:
-                    full.set()
+                most_inside, last = max(most_inside, inside), inside == slots
+            if last and not full.is_set():
+                enough = turns + 3
+                wait_until(lambda: turns >= enough)
+                full.set()
             assert full.wait(DEAD_AFTER_S)
             with lock:
                 inside -= 1
 
     crew = Crew(map(Ticket, range(20 * slots)), ask, lambda: None)
-    crew.run(lambda: None)
+    crew.run(turn)
     assert most_inside == slots
     assert most_threads <= slots + 2
     assert crew.threads == 0
@@ -1074,8 +1078,8 @@ def job(place: Place, text: str, **over: Any) -> dict[str, Any]:
 def test_a_worker_runs_a_task_of_prompts_and_people_see_how_far_it_is(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place.write(*(f"Question {number}?" for number in range(10)))
-    text = place.text(**{**KEYS, "model": None})
+    place.write(*({"variables": {"number": number}} for number in range(10)))
+    text = place.text(**{**KEYS, "model": None, "template": "Question {{ number }}?"})
     with running_ollama("--model=alpha") as server, broker(server.url) as answer:
         outcome = worker.run(job(place, text), [], models=answer)
     assert (outcome["outcome"], outcome["error"]) == ("done", None)
