@@ -284,6 +284,23 @@ def test_a_model_that_works_is_waited_for_before_it_counts_as_unloaded(
         client.unload("alpha")
 
 
+def test_while_another_model_loads_nothing_counts_as_unloaded() -> None:
+    # The node does not say what it holds until that is done.
+    with ExitStack() as stack:
+        node = stack.enter_context(
+            running_ollama("--model=alpha", "--model=beta", "--load-seconds=1.5")
+        )
+        client = stack.enter_context(client_of(node.url))
+        glance = stack.enter_context(client_of(node.url, timeouts=QUICK))
+        client.load("alpha", 1024)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        load = pool.submit(client.load, "beta", 1024)
+        wait_until(lambda: glance.look().health == "loading")
+        glance.unload("alpha")
+        assert [model.name for model in glance.look().loaded or ()] == ["beta:latest"]
+        load.result(timeout=30)
+
+
 def test_a_load_is_seen_as_such_and_can_be_given_up() -> None:
     cancel = Cancel()
     with ExitStack() as stack:
