@@ -27,6 +27,7 @@ from labd.llm.errors import (
 from labd.llm.model import Cancel, LoadedModel, Message, Timeouts
 from tests.clients import PATIENT, QUICK, ask, client_of, dropping, long_reply, options
 from tests.processes import wait_until
+from tests.servers import tiny_model
 from tests.servers.fixtures import RunningServer, running_llama, running_lmstudio, running_ollama
 from tests.servers.hostile import HostileServer
 
@@ -200,6 +201,15 @@ def test_a_reply_that_ran_past_the_context_is_an_error(node: RunningServer) -> N
         pytest.raises(ContextOverflow, match="ran past the context"),
     ):
         client.chat(ask(), options(num_ctx=256, num_predict=900), **ENDLESS)
+
+
+def test_a_context_is_no_longer_than_what_the_model_was_trained_for(tmp_path: Path) -> None:
+    path = tiny_model.write(tiny_model.TinyModel(7, thinking=False, context_length=512), tmp_path)
+    with running_ollama(f"--model=small={path}") as node, client_of(node.url) as client:
+        asked = options("small", num_ctx=4096, num_predict=900)
+        with pytest.raises(ContextOverflow, match="more than its 512"):
+            client.chat(ask(), asked, **ENDLESS)
+        assert client.max_ctx("small") == 512
 
 
 def test_the_longest_context_is_the_models_own(node: RunningServer) -> None:
