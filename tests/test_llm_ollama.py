@@ -27,6 +27,7 @@ from labd.llm.errors import (
 from labd.llm.model import Cancel, LoadedModel, Message, Timeouts
 from tests.clients import PATIENT, QUICK, ask, client_of, dropping, long_reply, options
 from tests.processes import wait_until
+from tests.servers import tiny_model
 from tests.servers.fixtures import RunningServer, running_llama, running_lmstudio, running_ollama
 from tests.servers.hostile import HostileServer
 
@@ -202,6 +203,15 @@ def test_a_reply_that_ran_past_the_context_is_an_error(node: RunningServer) -> N
         client.chat(ask(), options(num_ctx=256, num_predict=900), **ENDLESS)
 
 
+def test_a_context_is_no_longer_than_what_the_model_was_trained_for(tmp_path: Path) -> None:
+    path = tiny_model.write(tiny_model.TinyModel(7, thinking=False, context_length=512), tmp_path)
+    with running_ollama(f"--model=small={path}") as node, client_of(node.url) as client:
+        asked = options("small", num_ctx=4096, num_predict=900)
+        with pytest.raises(ContextOverflow, match="more than its 512"):
+            client.chat(ask(), asked, **ENDLESS)
+        assert client.max_ctx("small") == 512
+
+
 def test_the_longest_context_is_the_models_own(node: RunningServer) -> None:
     with client_of(node.url) as client:
         assert client.max_ctx("alpha") == 8192
@@ -282,6 +292,23 @@ def test_a_model_that_works_is_waited_for_before_it_counts_as_unloaded(
         with pytest.raises(Stopped):
             reply.result(timeout=30)
         client.unload("alpha")
+
+
+def test_while_another_model_loads_nothing_counts_as_unloaded() -> None:
+    # The node does not say what it holds until that is done.
+    with ExitStack() as stack:
+        node = stack.enter_context(
+            running_ollama("--model=alpha", "--model=beta", "--load-seconds=1.5")
+        )
+        client = stack.enter_context(client_of(node.url))
+        glance = stack.enter_context(client_of(node.url, timeouts=QUICK))
+        client.load("alpha", 1024)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        load = pool.submit(client.load, "beta", 1024)
+        wait_until(lambda: glance.look().health == "loading")
+        glance.unload("alpha")
+        assert [model.name for model in glance.look().loaded or ()] == ["beta:latest"]
+        load.result(timeout=30)
 
 
 def test_a_load_is_seen_as_such_and_can_be_given_up() -> None:

@@ -342,6 +342,16 @@ def test_a_look_never_raises_and_says_what_to_do(behaviour: str, health: str) ->
     assert (look.health, bool(look.problem), bool(look.fix)) == (health, True, True)
 
 
+def test_a_llama_cpp_that_still_reads_its_model_is_loading() -> None:
+    # In the words that it has for this; the tiny model is read too fast to catch it at that.
+    with (
+        HostileServer("loading", also_gets=True) as hostile,
+        client_of(hostile.url, "openai") as client,
+    ):
+        look = client.look()
+    assert (look.health, look.server, look.problem) == ("loading", "llamacpp", "")
+
+
 def test_giving_up_reaches_the_question_that_comes_before_the_first_reply() -> None:
     cancel = Cancel()
     with (

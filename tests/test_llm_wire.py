@@ -16,6 +16,7 @@ import trustme
 from labd.errors import ConfigError
 from labd.llm import link
 from labd.llm.client import Client
+from labd.llm.draft import whole_text
 from labd.llm.errors import (
     CutShort,
     EndpointBusy,
@@ -68,6 +69,7 @@ FAULTS: dict[str, tuple[type[ModelError], str]] = {
     "no-model": (ModelMissing, "does not have the model m"),
     "failure": (EndpointFailed, "CUDA out of memory"),
     "unavailable:1000": (EndpointBusy, "status 503"),
+    "loading": (EndpointBusy, "status 503: Loading model"),
     "length-too-short": (EndpointFailed, ""),
     "bad-chunk": (EndpointFailed, "broke the rules of HTTP"),
     "null": (EndpointFailed, "no JSON object: null"),
@@ -428,6 +430,11 @@ def test_a_server_that_answers_no_handshake_is_not_waited_for_long(llama: Runnin
         pytest.raises(EndpointSilent, match="a TLS handshake did not come within 1 s"),
     ):
         chat_with(client)
+
+
+def test_halves_of_characters_become_whole_or_are_marked() -> None:
+    assert whole_text(["ab", "c"]) == "abc"
+    assert whole_text(["a\ud83d", "\ude00 \udc00"]) == "a😀 \ufffd"
 
 
 def test_errors_travel_to_another_process_with_their_text() -> None:

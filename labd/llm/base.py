@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labd.llm.budget import TokenRate
-from labd.llm.draft import Draft, Warmth
+from labd.llm.draft import Draft, Warmth, prompt_bytes
 from labd.llm.errors import (
     ContextOverflow,
     EndpointBusy,
@@ -31,7 +31,7 @@ from labd.llm.model import (
     Timeouts,
     name_of,
 )
-from labd.llm.wire import Exchange, Judge, Wire
+from labd.llm.wire import Exchange, Judge, Patience, Wire
 
 _POLL_S = 0.05
 _POLL_MAX_S = 1.0
@@ -65,6 +65,16 @@ class Counts:
     load_s: float = 0.0
     prompt_s: float = 0.0
     output_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request for a reply."""
+
+    messages: Sequence[Message]
+    options: Options
+    schema: Mapping[str, Any] | None
+    cancel: Cancel | None
 
 
 class BaseClient:
@@ -103,19 +113,71 @@ class BaseClient:
 
     # -- replies
 
-    def _check_messages(self, messages: Sequence[Message]) -> None:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        options: Options,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        cancel: Cancel | None = None,
+        on_first: Callable[[], None] | None = None,
+    ) -> Reply:
+        """Give the whole reply to `messages`; `on_first` is called when it begins.
+
+        Raises:
+            ModelError: there is none; the class says why.
+            Stopped: `cancel` was called.
+
+        """
         if not messages:
             raise RequestRefused(
                 "there are no messages",
                 where=self.where,
                 fix="Give the model something to reply to",
             )
+        self._prepare(cancel)
+        draft = Draft(self._wire, options, on_first)
+        asked = Asked(messages, options, schema, cancel)
+        name, num_ctx, size = (
+            name_of(options.model),
+            self._asked_ctx(options),
+            prompt_bytes(messages),
+        )
+        patience = self._warmth.patience(name, num_ctx, self.rate(name).estimate(size))
+        try:
+            counts = self._converse(asked, patience, draft)
+        except ModelError:
+            self._warmth.forget(name)
+            raise
+        self._warmth.used(name, num_ctx)
+        digest = self._digest(options.model)
+        return self._reply(draft, counts, asked, size, digest)
+
+    def _prepare(self, cancel: Cancel | None) -> None:
+        """Find out what has to be known of the server before a chat."""
+
+    def _asked_ctx(self, options: Options) -> int:
+        """Give the context that a model is loaded with for a request; 0 where a request can't choose it."""
+        raise NotImplementedError
+
+    def _window(self, options: Options) -> int:
+        """Give the context that a request had, in tokens; 0 where that is not known."""
+        raise NotImplementedError
+
+    def _converse(self, asked: Asked, patience: Patience, draft: Draft) -> Counts:
+        """Send a request and take its reply into the draft."""
+        raise NotImplementedError
+
+    def _digest(self, model: str) -> str:  # noqa: ARG002
+        """Give the digest of a model's weights; empty where the server does not tell."""
+        return ""
 
     def _reply(
-        self, draft: Draft, counts: Counts, options: Options, size_bytes: int, window: int
+        self, draft: Draft, counts: Counts, asked: Asked, size_bytes: int, digest: str
     ) -> Reply:
-        """Judge a reply that ended well on the wire. `window` is the context that it had, 0 where unknown."""
-        self._check_context(counts, options, size_bytes, window)
+        """Judge a reply that ended well on the wire."""
+        options = asked.options
+        self._check_context(counts, options, size_bytes)
         if counts.done_reason == "length":
             full = 0 < counts.output_tokens < options.num_predict
             draft.check_whole(counts.output_tokens, context_full=full)
@@ -133,13 +195,13 @@ class BaseClient:
             output_s=counts.output_s,
             first_token_s=draft.first_s if draft.first_s is not None else draft.wall_s,
             wall_s=draft.wall_s,
+            digest=digest,
             num_ctx=options.num_ctx,
             node_id=self.endpoint.node_id,
         )
 
-    def _check_context(
-        self, counts: Counts, options: Options, size_bytes: int, window: int
-    ) -> None:
+    def _check_context(self, counts: Counts, options: Options, size_bytes: int) -> None:
+        window = self._window(options)
         prompt, output = counts.prompt_tokens, counts.output_tokens
         # The last token of a reply needs no room in the context.
         if window and prompt + output > window + 1:

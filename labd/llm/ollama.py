@@ -7,12 +7,21 @@ Source: Ollama's source code of August 2026 (0.33) and its API documentation.
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from labd.llm.base import BaseClient, Counts, PullProgress, count, health_of, mapping, seconds
-from labd.llm.draft import Draft, max_reply_bytes, prompt_bytes
+from labd.llm.base import (
+    Asked,
+    BaseClient,
+    Counts,
+    PullProgress,
+    count,
+    health_of,
+    mapping,
+    seconds,
+)
+from labd.llm.draft import Draft, max_reply_bytes
 from labd.llm.errors import (
     EndpointBusy,
     EndpointDown,
@@ -27,10 +36,8 @@ from labd.llm.model import (
     Endpoint,
     LoadedModel,
     Look,
-    Message,
     ModelInfo,
     Options,
-    Reply,
     Timeouts,
     is_remote_name,
     name_of,
@@ -52,56 +59,36 @@ class OllamaClient(BaseClient):
 
     def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
         super().__init__(endpoint, timeouts)
-        self._max_ctx: dict[str, int] = {}
+        self._trained: dict[str, int] = {}
         self._digests: dict[str, str] = {}
         self._digests_at = float("-inf")
 
     # -- chat
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        options: Options,
-        *,
-        schema: Mapping[str, Any] | None = None,
-        cancel: Cancel | None = None,
-        on_first: Callable[[], None] | None = None,
-    ) -> Reply:
-        """Give the whole reply to `messages`; `on_first` is called when it begins.
+    def _asked_ctx(self, options: Options) -> int:
+        return options.num_ctx
 
-        Raises:
-            ModelError: there is none; the class says why.
-            Stopped: `cancel` was called.
-
-        """
-        self._check_messages(messages)
-        size = prompt_bytes(messages)
-        draft = Draft(self._wire, options, on_first)
-        name = name_of(options.model)
-        patience = self._warmth.patience(name, options.num_ctx, self.rate(name).estimate(size))
-        try:
-            with self._wire.exchange(
-                "POST",
-                "/api/chat",
-                self._chat_body(messages, options, schema),
-                patience=patience,
-                judge=self._judge_for(options),
-                cancel=cancel,
-                max_bytes=max_reply_bytes(options),
-            ) as exchange:
-                last = self._read_chat(exchange, draft, options)
-        except ModelError:
-            self._warmth.forget(name)
-            raise
-        self._warmth.used(name, options.num_ctx)
-        # llama.cpp rounds a context up to a multiple of 256.
+    def _window(self, options: Options) -> int:
+        # llama.cpp rounds a context up to a multiple of 256; Ollama does not go beyond the model's own.
         window = -(-options.num_ctx // 256) * 256
-        reply = self._reply(draft, _counts(last), options, size, window)
-        return replace(reply, digest=self._digest(options.model))
+        with self._lock:
+            trained = self._trained.get(name_of(options.model), 0)
+        return min(window, trained) if trained else window
 
-    def _chat_body(
-        self, messages: Sequence[Message], options: Options, schema: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
+    def _converse(self, asked: Asked, patience: Patience, draft: Draft) -> Counts:
+        with self._wire.exchange(
+            "POST",
+            "/api/chat",
+            self._chat_body(asked),
+            patience=patience,
+            judge=self._judge_for(asked.options),
+            cancel=asked.cancel,
+            max_bytes=max_reply_bytes(asked.options),
+        ) as exchange:
+            return _counts(self._read_chat(exchange, draft, asked.options))
+
+    def _chat_body(self, asked: Asked) -> dict[str, Any]:
+        options = asked.options
         given = {
             "temperature": options.temperature,
             "top_p": options.top_p,
@@ -111,7 +98,7 @@ class OllamaClient(BaseClient):
         }
         body: dict[str, Any] = {
             "model": options.model,
-            "messages": [{"role": each.role, "content": each.content} for each in messages],
+            "messages": [{"role": each.role, "content": each.content} for each in asked.messages],
             "stream": True,
             "think": options.think,
             "truncate": False,
@@ -123,8 +110,8 @@ class OllamaClient(BaseClient):
                 "num_predict": options.num_predict,
             },
         }
-        if schema is not None:
-            body["format"] = schema
+        if asked.schema is not None:
+            body["format"] = asked.schema
         return body
 
     def _read_chat(self, exchange: Exchange, draft: Draft, options: Options) -> dict[str, Any]:
@@ -226,6 +213,7 @@ class OllamaClient(BaseClient):
         models = tuple(_model_of(each) for each in self._listing("/api/tags"))
         with self._lock:
             self._digests = {name_of(model.name): model.digest for model in models}
+            self._trained |= {name_of(model.name): model.max_ctx for model in models}
             self._digests_at = time.monotonic()
         return models
 
@@ -273,15 +261,16 @@ class OllamaClient(BaseClient):
 
         """
         with self._lock:
-            if model in self._max_ctx:
-                return self._max_ctx[model]
+            known = self._trained.get(name_of(model), 0)
+        if known:
+            return known
         found = self._wire.ask(
             "POST", "/api/show", {"model": model}, judge=self._judge_for(Options(model=model))
         )
         info = mapping(mapping(found).get("model_info"))
         length = count(info, f"{info.get('general.architecture')}.context_length")
         with self._lock:
-            self._max_ctx[model] = length
+            self._trained[name_of(model)] = length
         return length
 
     # -- loading and unloading

@@ -1,19 +1,18 @@
 """A client of servers that speak OpenAI's chat API: LM Studio, llama.cpp, vLLM, or a hosted one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from labd.llm.base import Counts, count, mapping, seconds
+from labd.llm.base import Asked, Counts, count, mapping, seconds
 from labd.llm.compatible import CompatibleServer
-from labd.llm.draft import Draft, max_reply_bytes, prompt_bytes
+from labd.llm.draft import Draft, max_reply_bytes
 from labd.llm.errors import (
     EndpointDown,
     EndpointMisconfigured,
     EndpointSilent,
-    ModelError,
     RequestRefused,
 )
-from labd.llm.model import Cancel, Endpoint, Message, Options, Reply, Timeouts, name_of
+from labd.llm.model import Cancel, Endpoint, Options, Timeouts, name_of
 from labd.llm.wire import Exchange, Patience
 
 _USAGE_S = 5.0
@@ -32,64 +31,30 @@ class OpenAIClient(CompatibleServer):
 
     # -- chat
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        options: Options,
-        *,
-        schema: Mapping[str, Any] | None = None,
-        cancel: Cancel | None = None,
-        on_first: Callable[[], None] | None = None,
-    ) -> Reply:
-        """Give the whole reply to `messages`; `on_first` is called when it begins.
-
-        Raises:
-            ModelError: there is none; the class says why.
-            Stopped: `cancel` was called.
-
-        """
-        self._check_messages(messages)
+    def _prepare(self, cancel: Cancel | None) -> None:
         if self._server is None:
             self._models(cancel)
-        size = prompt_bytes(messages)
-        name = name_of(options.model)
-        patience = self._warmth.patience(name, 0, self.rate(name).estimate(size))
-        draft = Draft(self._wire, options, on_first)
-        try:
-            counts = self._exchange(
-                lambda limit_name: self._body(messages, options, schema, limit_name),
-                options,
-                patience,
-                cancel,
-                draft,
-            )
-        except ModelError:
-            self._warmth.forget(name)
-            raise
-        self._warmth.used(name, 0)
-        return self._reply(draft, counts, options, size, self._windows.get(name, 0))
 
-    def _exchange(
-        self,
-        body: Callable[[str], dict[str, Any]],
-        options: Options,
-        patience: Patience,
-        cancel: Cancel | None,
-        draft: Draft,
-    ) -> Counts:
+    def _asked_ctx(self, options: Options) -> int:  # noqa: ARG002
+        return 0
+
+    def _window(self, options: Options) -> int:
+        return self._windows.get(name_of(options.model), 0)
+
+    def _converse(self, asked: Asked, patience: Patience, draft: Draft) -> Counts:
         while True:
             limit_name = self._limit_name
             try:
                 with self._wire.exchange(
                     "POST",
                     "/v1/chat/completions",
-                    body(limit_name),
+                    self._body(asked, limit_name),
                     patience=patience,
-                    judge=self._judge_for(options),
-                    cancel=cancel,
-                    max_bytes=max_reply_bytes(options),
+                    judge=self._judge_for(asked.options),
+                    cancel=asked.cancel,
+                    max_bytes=max_reply_bytes(asked.options),
                 ) as exchange:
-                    return self._read_events(exchange, draft, options)
+                    return self._read_events(exchange, draft, asked.options)
             except RequestRefused as error:
                 # Newer models of hosted servers want the other name, local servers may not know it.
                 if limit_name == "max_completion_tokens" or limit_name not in error.what:
@@ -98,13 +63,8 @@ class OpenAIClient(CompatibleServer):
                     raise
                 self._limit_name = "max_completion_tokens"
 
-    def _body(
-        self,
-        messages: Sequence[Message],
-        options: Options,
-        schema: Mapping[str, Any] | None,
-        limit_name: str,
-    ) -> dict[str, Any]:
+    def _body(self, asked: Asked, limit_name: str) -> dict[str, Any]:
+        options, schema = asked.options, asked.schema
         given = {
             "temperature": options.temperature,
             "top_p": options.top_p,
@@ -118,7 +78,7 @@ class OpenAIClient(CompatibleServer):
             **self._thinking(options),
             **options.more,
             "model": options.model,
-            "messages": [{"role": each.role, "content": each.content} for each in messages],
+            "messages": [{"role": each.role, "content": each.content} for each in asked.messages],
             "stream": True,
             "stream_options": {"include_usage": True},
             **{name: value for name, value in given.items() if value is not None},

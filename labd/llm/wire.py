@@ -116,9 +116,6 @@ class Wire:
         finally:
             if cancel is not None:
                 cancel.detach(hook)
-            if not exchange.complete:
-                # Closing is what makes the server stop, too.
-                link.close()
             self._give_back(link)
 
     def ask(
@@ -206,6 +203,7 @@ class Wire:
             link.close()
 
     def _give_back(self, link: Link) -> None:
+        """Keep a link whose reply came whole; close any other, which is what makes the server stop, too."""
         if link.usable:
             link.served += 1
             link.idle_since = time.monotonic()
@@ -253,7 +251,6 @@ class Exchange:
 
     Attributes:
         received: bytes of its body so far.
-        complete: whether its body came to its proper end.
         unended: the line given last had no end of its own.
 
     """
@@ -272,7 +269,6 @@ class Exchange:
         self._between_s = patience.between_s
         self.max_bytes = max_bytes
         self.received = 0
-        self.complete = False
         self.unended = False
         self._chunks: Iterator[bytes] = iter(response.stream)  # type: ignore[arg-type]
 
@@ -339,7 +335,6 @@ class Exchange:
                         f"sent more than the {self.max_bytes} bytes that the request can explain"
                     )
                 yield chunk
-            self.complete = True
         except (OSError, NotHttp) as error:
             raise self._wire.faults.name(error, self.link) from error
 

@@ -349,6 +349,7 @@ BEHAVIOURS: Mapping[str, tuple[_Act, float]] = {
     "no-model": (_status(404, "model 'm' not found"), 0),
     "failure": (_status(500, "llama-server process has terminated: CUDA out of memory"), 0),
     UNAVAILABLE: (_unavailable, 1),
+    "loading": (_status(503, "Loading model"), 0),
     "drip": (_drip, 0.05),
     "length-too-long": (_promise_more, 100),
     "length-too-short": (_promise_less, 20),

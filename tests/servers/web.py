@@ -66,25 +66,42 @@ class HangupWatch:
 
     def __init__(self) -> None:
         self._poll = select.epoll()
-        self._hangups: dict[int, Hangup] = {}
+        self._lock = threading.Lock()
+        self._hangups: dict[int, tuple[Hangup, socket.socket]] = {}
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
             for fd, _ in self._poll.poll():
-                if hangup := self._hangups.get(fd):
+                with self._lock:
+                    hangup, connection = self._hangups.get(fd, (None, None))
+                    # The event may be of an earlier connection that had the same number.
+                    left = connection is not None and _is_at_its_end(connection)
+                if hangup is not None and left:
                     hangup.set()
 
     def begin(self, connection: socket.socket) -> Hangup:
         """Watch until `end`."""
-        hangup = self._hangups[connection.fileno()] = Hangup()
-        self._poll.register(connection, select.EPOLLRDHUP | select.EPOLLONESHOT)
+        hangup = Hangup()
+        with self._lock:
+            self._hangups[connection.fileno()] = (hangup, connection)
+            self._poll.register(connection, select.EPOLLRDHUP | select.EPOLLET)
         return hangup
 
     def end(self, connection: socket.socket) -> None:
         """Watch no longer; the connection may take its next request."""
-        self._hangups.pop(connection.fileno(), None)
-        self._poll.unregister(connection)
+        with self._lock:
+            self._hangups.pop(connection.fileno(), None)
+            self._poll.unregister(connection)
+
+
+def _is_at_its_end(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 class Handler(BaseHTTPRequestHandler):
