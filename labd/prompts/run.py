@@ -34,6 +34,9 @@ _SHARE_KEPT = 0.03
 _LEAST_KEPT_S = 3.0
 _MOST_SHARE_KEPT = 0.1
 
+_NO_MODEL = "no model: neither the task nor the settings name one"
+_NAME_ONE = "Add `model: …` to the task, or `llm: {model: …}` to config/labd.yaml"
+
 Progress = Callable[[str, int, int, str], None]
 """Gets the stage, how many of how many, and a detail."""
 
@@ -118,11 +121,7 @@ def run_prompts(
     """
     options = options_of(task.spec, default_model)
     if not options.model:
-        raise TaskFileError(
-            "no model: neither the task nor the settings name one",
-            where=where,
-            fix="Add `model: …` to the task, or `llm: {model: …}` to config/labd.yaml",
-        )
+        raise TaskFileError(_NO_MODEL, where=where, fix=_NAME_ONE)
     with ExitStack() as held:
         held.enter_context(locked_within(results / LOCK, _LOCK_TIMEOUT_S))
         path, refused = find_input(task, fence=fence, at_run=True)
