@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -48,9 +49,11 @@ class Switch:
 
     def __init__(self, broker: Broker) -> None:
         self.broker: Broker | None = broker
+        self.calls: Counter[str] = Counter()
 
     def __call__(self, method: str, /, **data: Any) -> dict[str, Any]:
         broker = self.broker
+        self.calls[method] += 1
         if broker is None:
             raise ConnectionError("nobody is there")
         answer: dict[str, Any] = json.loads(
@@ -127,6 +130,19 @@ def test_all_workers_together_never_have_more_in_flight_than_there_are_slots() -
         most = peak(node)
     assert len(replies) == 36
     assert most == 2
+
+
+def test_a_slot_goes_from_thread_to_thread_without_asking_the_broker() -> None:
+    with ExitStack() as stack:
+        node = stack.enter_context(running_ollama("--model=alpha"))
+        call = stack.enter_context(brokered(endpoint(node)))
+        models = stack.enter_context(pool(call))
+        with ThreadPoolExecutor(8) as threads:
+            replies = list(threads.map(lambda _: models.chat(HELLO, options()), range(80)))
+        assert len(replies) == 80
+        assert call.calls["want"] < 20
+        wait_until(lambda: in_flight(call) == 0)
+        assert call("report")["waiting"] == {}
 
 
 def test_models_take_turns_and_are_unloaded_before_the_next_one_comes() -> None:

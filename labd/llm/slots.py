@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from labd.llm.errors import EndpointDown, ModelError, Stopped
@@ -32,6 +33,7 @@ class Slot:
         model: as the endpoint names it.
         num_ctx: what requests are to be sent with.
         digest: of the model's weights, where the endpoint tells.
+        serves_ctx: the context that requests may ask for; more than `num_ctx` where a server holds one model for ever.
         used: seconds of the requests that the broker has not heard of yet.
 
     """
@@ -41,6 +43,7 @@ class Slot:
     model: str
     num_ctx: int
     digest: str
+    serves_ctx: int
     used: list[float] = field(default_factory=list)
     free_since_s: float = 0.0
     recalled: bool = False
@@ -54,18 +57,30 @@ class GpuLease:
     freed_bytes: int
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Waiter:
-    """A thread that waits, and how it asked."""
+    """A thread that waits. What `wish` it shares with others, any of their tickets serves."""
 
-    ask: Callable[[], dict[str, Any]]
+    method: str
+    wish: Mapping[str, Any]
+    done: threading.Event = field(default_factory=threading.Event)
     slot: Slot | None = None
     gpus: GpuLease | None = None
     error: ModelError | None = None
 
-    @property
-    def waits(self) -> bool:
-        return self.slot is None and self.gpus is None and self.error is None
+    def takes(self, slot: Slot) -> bool:
+        """Say whether a slot is what it waits for."""
+        wish = self.wish
+        return (
+            self.method == "want"
+            and name_of(slot.model) == name_of(wish["model"])
+            and slot.serves_ctx >= wish["num_ctx"]
+            and slot.endpoint.name not in wish["tried"]
+        )
+
+    def like(self, other: "_Waiter") -> bool:
+        """Say whether both wait for the same."""
+        return (self.method, self.wish) == (other.method, other.wish)
 
 
 class Slots:
@@ -75,9 +90,11 @@ class Slots:
         self, call: Call, holder: str, node_id: str, notes: Callable[[str], None]
     ) -> None:
         self._call, self._holder, self._node_id, self._notes = call, holder, node_id, notes
-        self._tickets = itertools.count(1)
+        self._numbers = itertools.count(1)
         self._news = threading.Condition()
-        self._waiters: dict[str, _Waiter] = {}
+        self._queue: deque[_Waiter] = deque()
+        self._tickets: dict[str, tuple[_Waiter, int]] = {}
+        """What the broker was asked for, each by a waiter (and for how many that follow), for whoever wishes the same."""
         self._busy: dict[str, Slot] = {}
         self._free: deque[Slot] = deque()
         self._started = False
@@ -101,37 +118,31 @@ class Slots:
             ModelError: there will be none. Stopped: `cancel` was used, or this is closed.
 
         """
+        waiter = _Waiter("want", {"model": model, "num_ctx": num_ctx, "tried": sorted(tried)})
         with self._news:
             # The last first: those that are not needed stay free, and go back to the broker.
             for slot in reversed(self._free):
-                fits = name_of(slot.model) == name_of(model) and slot.num_ctx >= num_ctx
-                if fits and slot.endpoint.name not in tried:
+                if waiter.takes(slot):
                     self._free.remove(slot)
                     self._busy[slot.lease] = slot
                     return slot
-        facts = {
-            "model": model,
-            "num_ctx": num_ctx,
-            "tried": sorted(tried),
-            "following": following,
-        }
-        found = self._wait("want", facts, cancel)
-        if found.slot is None:
+        self._wait(waiter, cancel, following)
+        if waiter.slot is None:
             raise Stopped("the reply is not wanted any more")
-        return found.slot
+        return waiter.slot
 
     def release(self, slot: Slot, took_s: float | None) -> None:
-        """Keep a slot for the next request; or give it back at once, where its request failed (`took_s` is ``None``)."""
+        """Hand a slot to who waits for one like it, or keep it for a moment; give it back, where its request failed.
+
+        `took_s` is ``None`` then.
+        """
         with self._news:
             del self._busy[slot.lease]
             if took_s is not None:
                 slot.used.append(took_s)
             keep = not (slot.recalled or took_s is None or self._closed)
             if keep:
-                slot.free_since_s = time.monotonic()
-                self._free.append(slot)
-                if len(self._free) == 1:
-                    self._news.notify_all()  # for the thread that gives back what stays free
+                self._place(slot)
         if not keep:
             self._give_back([slot])
 
@@ -149,11 +160,11 @@ class Slots:
             Stopped: `cancel` was used, or this is closed.
 
         """
-        facts = {"gpus": list(indices), "limit_s": limit_s}
-        found = self._wait("want_gpus", facts, cancel)
-        if found.gpus is None:
+        waiter = _Waiter("want_gpus", {"gpus": list(indices), "limit_s": limit_s})
+        self._wait(waiter, cancel)
+        if waiter.gpus is None:
             raise Stopped("the GPUs are not wanted any more")
-        return found.gpus
+        return waiter.gpus
 
     def give_back_gpus(self, lease: GpuLease) -> None:
         """Need the GPUs no longer."""
@@ -164,39 +175,73 @@ class Slots:
         """Give everything back; who waits is told that it is over."""
         with self._news:
             self._closed = True
+            for waiter in self._queue:
+                waiter.done.set()
             self._news.notify_all()
         if self._started:
             self._send(lambda: self._call("bye", holder=self._holder))
 
     # --- waiting
 
-    def _wait(self, method: str, facts: Mapping[str, Any], cancel: Cancel) -> _Waiter:
-        ticket = f"{self._holder}/{next(self._tickets)}"
-        who = {"holder": self._holder, "node_id": self._node_id, "ticket": ticket}
-        waiter = _Waiter(lambda: self._call(method, **who, **facts))
+    def _wait(self, waiter: _Waiter, cancel: Cancel, following: int = 0) -> None:
+        ticket = ""
         with self._news:
-            self._waiters[ticket] = waiter
+            self._queue.append(waiter)
             self._start()
-        cancel.attach(self._wake)
+            if self._asked_for(waiter) < self._waiting_like(waiter):
+                ticket = self._new_ticket(waiter, following)
+            if self._closed:
+                waiter.done.set()
+        cancel.attach(waiter.done.set)
         try:
-            self._send(waiter.ask)
-            with self._news:
-                while waiter.waits and not (cancel.cancelled or self._closed):
-                    self._news.wait()
+            if ticket:
+                self._ask(ticket)
+            waiter.done.wait()
         finally:
-            cancel.detach(self._wake)
+            cancel.detach(waiter.done.set)
             with self._news:
-                del self._waiters[ticket]  # what is granted from here on is given back
+                if waiter in self._queue:
+                    self._queue.remove(waiter)
+        if (
+            waiter.slot is None
+        ):  # who got one comes again in most cases, and then waits with the same ticket
+            self._drop_surplus(waiter)
         if waiter.error is not None:
             raise waiter.error
-        if waiter.waits:
-            self._send(lambda: self._call("drop", holder=self._holder, ticket=ticket))
-            raise Stopped("it is not wanted any more")
-        return waiter
 
-    def _wake(self) -> None:
+    def _asked_for(self, waiter: _Waiter) -> int:
+        return sum(waiter.like(asker) for asker, _ in self._tickets.values())
+
+    def _waiting_like(self, waiter: _Waiter) -> int:
+        return sum(waiter.like(other) for other in self._queue)
+
+    def _new_ticket(self, waiter: _Waiter, following: int) -> str:
+        ticket = f"{self._holder}/{next(self._numbers)}"
+        self._tickets[ticket] = (waiter, following)
+        return ticket
+
+    def _drop_surplus(self, waiter: _Waiter) -> None:
+        """Take back what was asked for and is not waited for any more, where nobody does."""
         with self._news:
-            self._news.notify_all()
+            alike = [t for t, (asker, _) in self._tickets.items() if waiter.like(asker)]
+            gone = [] if self._waiting_like(waiter) else alike
+            for ticket in gone:
+                del self._tickets[ticket]
+        for ticket in gone:
+            self._send(partial(self._call, "drop", holder=self._holder, ticket=ticket))
+
+    def _place(self, slot: Slot) -> None:
+        """Give a slot to the first that waits for one like it, or keep it free for a moment; with the lock held."""
+        for waiter in self._queue:
+            if waiter.takes(slot):
+                self._queue.remove(waiter)
+                self._busy[slot.lease] = slot
+                waiter.slot = slot
+                waiter.done.set()
+                return
+        slot.free_since_s = time.monotonic()
+        self._free.append(slot)
+        self._news.notify_all()  # for the thread that gives back what stays free
 
     def _start(self) -> None:
         if not self._started:
@@ -217,12 +262,21 @@ class Slots:
             slot.used = []
         self._send(lambda: self._call("give_back", holder=self._holder, leases=leases))
 
+    def _ask(self, ticket: str) -> None:
+        with self._news:
+            waiter, following = self._tickets.get(ticket, (None, 0))
+        if waiter is None:
+            return
+        who = {"holder": self._holder, "node_id": self._node_id, "ticket": ticket}
+        more = {"following": following} if waiter.method == "want" else {}
+        self._send(lambda: self._call(waiter.method, **who, **waiter.wish, **more))
+
     def _listen(self) -> None:
         lost_s = 0.0
         while not self._closed:
             with self._news:
                 held = [*self._busy.values(), *self._free]
-                tickets = list(self._waiters)
+                tickets = list(self._tickets)
             leases = [[slot.lease, slot.endpoint.name, name_of(slot.model)] for slot in held]
             facts = {"leases": leases, "tickets": tickets, "timeout_s": _LISTEN_S}
             try:
@@ -237,54 +291,73 @@ class Slots:
             self._take(news)
             for note in news["notes"]:
                 self._notes(note)
-            self._ask_again(news["unknown"])
+            for ticket in news["unknown"]:
+                self._ask(ticket)
             self._give_back([slot for slot in held if slot.used], keep=True)
-
-    def _ask_again(self, tickets: Sequence[str]) -> None:
-        for ticket in tickets:
-            with self._news:
-                waiter = self._waiters.get(ticket)
-                waits = waiter is not None and waiter.waits
-            if waiter is not None and waits:
-                self._send(waiter.ask)
 
     def _give_up(self, reason: str) -> None:
         with self._news:
-            for waiter in self._waiters.values():
-                if waiter.waits:
-                    waiter.error = EndpointDown(
-                        f"the lab's broker of models is out of reach: {reason}"
-                    )
-            self._news.notify_all()
+            for waiter in self._queue:
+                waiter.error = EndpointDown(
+                    f"the lab's broker of models is out of reach: {reason}"
+                )
+                waiter.done.set()
+            self._queue.clear()
+            self._tickets.clear()
 
     def _take(self, news: Mapping[str, Any]) -> None:
-        unwanted: list[str] = []
         with self._news:
-            for grant in news.get("grants", ()):
-                if waiter := self._waiting(grant["ticket"]):
-                    waiter.slot = _slot(grant)
-                    self._busy[waiter.slot.lease] = waiter.slot
-                else:
-                    unwanted.append(grant["lease"])
-            for grant in news.get("gpu_grants", ()):
-                if waiter := self._waiting(grant["ticket"]):
-                    waiter.gpus = GpuLease(grant["lease"], grant["freed_bytes"])
-                else:
-                    unwanted.append(grant["lease"])
-            for refusal in news.get("refusals", ()):
-                if waiter := self._waiting(refusal["ticket"]):
-                    waiter.error = error_from_data(refusal["error"])
+            unwanted = self._take_grants(news)
+            again = self._take_refusals(news.get("refusals", ()))
             back = [slot for lease in news.get("recalls", ()) for slot in self._recalled(lease)]
-            self._news.notify_all()
         if unwanted:
             leases = [{"id": lease, "used": [], "keep": False} for lease in unwanted]
             self._send(lambda: self._call("give_back", holder=self._holder, leases=leases))
         if back:
             self._give_back(back)
+        for ticket in again:
+            self._ask(ticket)
 
-    def _waiting(self, ticket: str) -> _Waiter | None:
-        waiter = self._waiters.get(ticket)
-        return waiter if waiter is not None and waiter.waits else None
+    def _take_grants(self, news: Mapping[str, Any]) -> list[str]:
+        """Hand out what was granted; give the leases that nobody wants any more."""
+        unwanted: list[str] = []
+        for grant in news.get("grants", ()):
+            asker, _ = self._tickets.pop(grant["ticket"], (None, 0))
+            if asker is None or self._closed:
+                unwanted.append(grant["lease"])
+            else:
+                self._place(_slot(grant, asker.wish["num_ctx"]))
+        for grant in news.get("gpu_grants", ()):
+            waiter = self._first_for(grant["ticket"])
+            if waiter is None:
+                unwanted.append(grant["lease"])
+            else:
+                waiter.gpus = GpuLease(grant["lease"], grant["freed_bytes"])
+                waiter.done.set()
+        return unwanted
+
+    def _take_refusals(self, refusals: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Hand out errors; give new tickets for those who wish the same and are still to be told."""
+        again: list[str] = []
+        for refusal in refusals:
+            waiter = self._first_for(refusal["ticket"])
+            if waiter is None:
+                continue
+            waiter.error = error_from_data(refusal["error"])
+            waiter.done.set()
+            if self._asked_for(waiter) < self._waiting_like(waiter):
+                again.append(self._new_ticket(waiter, 0))
+        return again
+
+    def _first_for(self, ticket: str) -> _Waiter | None:
+        """Give the first that waits for what a ticket was for, and let it wait no longer."""
+        asker, _ = self._tickets.pop(ticket, (None, 0))
+        if asker is None:
+            return None
+        waiter = next((other for other in self._queue if other.like(asker)), None)
+        if waiter is not None:
+            self._queue.remove(waiter)
+        return waiter
 
     def _recalled(self, lease: str) -> list[Slot]:
         if lease in self._busy:
@@ -295,7 +368,7 @@ class Slots:
         return free
 
     def _tidy(self) -> None:
-        """Give back slots that nobody has used for a moment."""
+        """Give back slots that nobody has used for a moment, and take back what nobody waits for any more."""
         while True:
             with self._news:
                 while not (self._free or self._closed):
@@ -306,16 +379,20 @@ class Slots:
                 old = [slot for slot in self._free if slot.free_since_s <= before_s]
                 for slot in old:
                     self._free.remove(slot)
+                wanted = [asker for asker, _ in self._tickets.values()]
+            for asker in wanted:
+                self._drop_surplus(asker)
             if old:
                 self._give_back(old)
             time.sleep(_LINGER_S)
 
 
-def _slot(grant: Mapping[str, Any]) -> Slot:
+def _slot(grant: Mapping[str, Any], asked_ctx: int) -> Slot:
     return Slot(
         grant["lease"],
         endpoint_from_data(grant["endpoint"]),
         grant["model"],
         grant["num_ctx"],
         grant["digest"],
+        max(grant["num_ctx"], asked_ctx),
     )
