@@ -1,22 +1,34 @@
 """What `labd doctor` looks at: whether this machine can keep what labd promises, found out by trying."""
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
-from labd.errors import ConfigError
-from labd.llm.client import connect
-from labd.llm.model import Endpoint, Look
+from labd.inventory import different_weights, router_of
+from labd.lab import Lab
+from labd.llm.budget import TokenRate
+from labd.llm.desk import Side
+from labd.llm.finding import own_ollama_url
+from labd.llm.model import Look, is_remote_name, name_of
+from labd.llm.report import report
 from labd.sandbox import Sandbox, SandboxConfig
 from labd.settings import Home
+from labd.task import State
+from labd.template import list_templates
 from labd.text import printable
 
 _ENOUGH_FREE_BYTES = 2 * 2**30
+_MAX_TASKS = 200
+_REPLY_TOKENS = 2048
+_SHOWN_SUFFIXES = {".py", ".md", ".txt", ".json", ".yaml"}
+"""Of a template's files, those that a model that works on it has to see."""
 
 
 class Level(StrEnum):
@@ -46,7 +58,7 @@ def examine(home: Home) -> Iterator[Finding]:
         _sandbox,
         _disk,
         _gpu,
-        _endpoints,
+        _models,
     ]
     for look in checks:
         yield from look(home)
@@ -143,26 +155,87 @@ def _gpu(_home: Home) -> Iterator[Finding]:
         pynvml.nvmlShutdown()
 
 
-def _endpoints(home: Home) -> Iterator[Finding]:
-    if not home.settings.endpoints:
-        yield Finding(
-            "endpoints", Level.NOTE, "no language models configured; researcher: sweep needs none"
+def _models(home: Home) -> Iterator[Finding]:
+    router = router_of(home)
+    sides = list(router.desk.sides.values())
+    if not sides:
+        own = own_ollama_url(os.environ)
+        what = f"none configured, and no Ollama answers at {own}; researcher: sweep needs none"
+        yield Finding("language models", Level.NOTE, what)
+        return
+    yield from map(_endpoint, sides)
+    for name, digests in different_weights(report(router.desk, 0.0, {})["endpoints"]).items():
+        who = "; ".join(
+            f"{digest.removeprefix('sha256:')[:12]} on {', '.join(map(printable, endpoints))}"
+            for digest, endpoints in digests.items()
         )
-    for endpoint in home.settings.endpoints:
-        name = f"endpoint {printable(endpoint.name, 60)}"
-        try:
-            client = connect(Endpoint(endpoint.name, endpoint.url, endpoint.api))
-        except ConfigError as error:
-            yield Finding(name, Level.FAILING, error.what, error.fix)
-            continue
-        look = client.look()
-        client.close()
-        yield _seen(name, client.url, look)
+        yield Finding(
+            f"model {name}",
+            Level.WARNING,
+            f"different weights under one name: {who}",
+            f"On those that are behind: ollama pull {name}",
+        )
+    for wanted, by in _wanted(home).items():
+        yield from _model(home, sides, wanted, by)
+    yield from _contexts(home, sides)
 
 
-def _seen(name: str, url: str, look: Look) -> Finding:
+def _endpoint(side: Side) -> Finding:
+    name = f"endpoint {printable(side.name, 60)}"
+    url, look = printable(side.endpoint.url, 200), side.look or Look("down")
     if look.problem:
-        return Finding(name, Level.FAILING, f"{url}: {printable(look.problem, 200)}", look.fix)
+        found = f"{url}: {printable(look.problem, 200)}"
+        return Finding(name, Level.FAILING, found, printable(look.fix, 300))
     models = ", ".join(printable(model.name, 60) for model in (look.models or ())[:8])
     state = "" if look.health == "up" else f" ({look.health})"
     return Finding(name, Level.OK, f"{url}{state}: {models or 'no models yet'}")
+
+
+def _wanted(home: Home) -> dict[str, str]:
+    """Give the models that are wanted, each with who wants it: the settings, or tasks that wait or run."""
+    wanted = {home.settings.llm.model: "the settings"} if home.settings.llm.model else {}
+    lab = Lab(home)
+    for view in lab.tasks((State.RUNNING, State.PENDING), limit=_MAX_TASKS):
+        for model in view.models:
+            wanted.setdefault(model, view.id)
+    return {model: printable(by, 80) for model, by in wanted.items()}
+
+
+def _model(home: Home, sides: Sequence[Side], wanted: str, by: str) -> Iterator[Finding]:
+    shown = printable(wanted, 100)
+    known = [side.models[name_of(wanted)] for side in sides if name_of(wanted) in side.models]
+    remote = is_remote_name(wanted) or (known and all(model.remote for model in known))
+    if remote and not home.settings.llm.allow_remote:
+        what = f"runs on somebody else's machines, and {by} wants it"
+        fix = "Choose a local model, or write `llm: {allow_remote: true}` into config/labd.yaml"
+        yield Finding(f"model {shown}", Level.FAILING, what, fix)
+    elif not known and any(side.endpoint.pull for side in sides):
+        what = f"no endpoint has it, and {by} wants it; it will be downloaded"
+        yield Finding(f"model {shown}", Level.NOTE, what)
+    elif not known:
+        what = f"no endpoint that answers has it, and {by} wants it"
+        yield Finding(f"model {shown}", Level.FAILING, what, f"ollama pull {shown}")
+
+
+def _contexts(home: Home, sides: Sequence[Side]) -> Iterator[Finding]:
+    """Say which templates the default model could not be shown whole, with room for a reply."""
+    model = home.settings.llm.model
+    known = [side.models.get(name_of(model)) for side in sides] if model else []
+    longest = max((one.max_ctx for one in known if one), default=0)
+    has, whose = home.settings.llm.num_ctx, "`llm: {num_ctx: …}` says"
+    if longest and longest < has:
+        has, whose = longest, f"{printable(model or '', 60)} knows"
+    for name, directory in list_templates([home.templates]).items():
+        needs = TokenRate().estimate(_text_bytes(directory)) + _REPLY_TOKENS
+        if needs > has:
+            yield Finding(
+                f"context: {printable(name, 60)}",
+                Level.WARNING,
+                f"the template's files and a reply need about {needs} tokens, and {whose} {has}",
+                f"Set `llm: {{num_ctx: {needs}}}` in config/labd.yaml, and choose a model that knows as much",
+            )
+
+
+def _text_bytes(directory: Path) -> int:
+    paths = (path for path in directory.iterdir() if path.suffix in _SHOWN_SUFFIXES)
+    return sum(path.stat().st_size for path in paths if path.is_file())

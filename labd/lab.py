@@ -80,6 +80,7 @@ class TaskView:
     progress: Progress | None = None
     labels: tuple[str, ...] = ()
     owner: str = ""
+    models: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Give the view as JSON data with printable texts."""
@@ -92,7 +93,7 @@ class TaskView:
             "id": self.id, "state": self.state.value, "file": self.file,
             "dropped_at": round(self.dropped_at, 3), "why": self.why, "kind": self.kind, "template": self.template,
             "priority": self.priority, "attempt": self.attempt, "progress": progress,
-            "labels": list(self.labels), "owner": self.owner,
+            "labels": list(self.labels), "owner": self.owner, "models": list(self.models),
         }  # fmt: skip
 
 
@@ -332,6 +333,7 @@ class Lab:
                 "template": spec.research_template or "",
                 "priority": spec.priority,
                 "labels": spec.labels,
+                "models": spec.models,
             }
         history, why = History(()), str(status.get("reasons", {}).get(printable(entry.name), ""))
         if state is State.PENDING:

@@ -90,6 +90,8 @@ class LlmSettings(_Part):
 
     model: Name | None = None
     """For tasks that name none."""
+    num_ctx: Annotated[int, Field(ge=128, le=10_000_000)] = 8192
+    """The context in tokens that is asked for where a task does not say."""
     discover: bool = True
     """Whether each machine's own Ollama is used without being named in `endpoints`."""
     allow_remote: bool = False

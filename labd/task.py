@@ -411,6 +411,18 @@ class TaskSpec(BaseModel):
         return value
 
     @property
+    def asks_models(self) -> bool:
+        """Whether the task asks language models."""
+        return self.kind == "prompts" or self.researcher == "llm"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The language models that the task names and will ask."""
+        if not self.asks_models or self.model is None:
+            return ()
+        return (self.model,) if isinstance(self.model, str) else tuple(self.model.values())
+
+    @property
     def research_template(self) -> str | None:
         """The name of the template that the task is about; ``None`` where it is no research."""
         return self.template if self.kind == "research" else None

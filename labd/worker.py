@@ -308,7 +308,8 @@ def _progress(log: Logger) -> Callable[[str, int, int, str], None]:
 def _prompts(
     job: Mapping[str, Any], task: TaskFile, log: Logger, *, clock: float, pool: "Pool | None"
 ) -> _Did:
-    from labd.prompts.run import Patience, run_prompts  # noqa: PLC0415 - see the module's docstring
+    from labd.llm.model import Options  # noqa: PLC0415 - see the module's docstring
+    from labd.prompts.run import Patience, run_prompts  # noqa: PLC0415
 
     for warning in task.spec.warnings():
         log.warning("task.key_ignored", key=warning)
@@ -320,7 +321,7 @@ def _prompts(
         where=job["file_name"],
         results=Path(job["results_dir"]),
         fence=_fence(job),
-        default_model=job.get("default_model") or "",
+        defaults=Options(job["default_model"] or "", num_ctx=job["default_num_ctx"]),
         patience=Patience.within(clock, job["timeout_s"]),
         progress=_progress(log),
         log=log,

@@ -178,6 +178,8 @@ def test_every_verb_has_worked_examples_in_its_help() -> None:
         "retry",
         "check",
         "doctor",
+        "models",
+        "nodes",
     ):
         assert verb in helped
         assert "Examples:" in labd(None, verb, "--help").stdout

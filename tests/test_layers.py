@@ -47,7 +47,7 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "lab": FILES | {"task", "settings", "spool", "archive", "drop"},
     "inventory": GROUND | {"lab", "settings", "llm"},
-    "doctor": GROUND | {"settings", "sandbox", "llm"},
+    "doctor": GROUND | {"task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
     "follow": GROUND | {"lab"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND

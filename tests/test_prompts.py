@@ -184,7 +184,7 @@ class Place:
                 where="x.yaml",
                 results=self.results(task_id),
                 fence=Fence(self.home.inputs, self.home.forbidden, self.home.results),
-                default_model=default_model,
+                defaults=Options(default_model),
                 patience=patience,
                 progress=lambda *told: self.told.append(told),
                 log=log,
@@ -506,7 +506,7 @@ def test_options_of_a_task_are_those_of_a_request_and_nothing_else() -> None:
     assert set(PromptOptions.model_fields) == known - {"model"}
     text = "kind: prompts\ninput: a\noptions: {num_ctx: 1024, temperature: 0, stop: x, think: low, more: {a: 1}}"
     spec = parse_task(text.encode(), "x.yaml").spec
-    assert options_of(spec, "the-default") == Options(
+    assert options_of(spec, Options("the-default")) == Options(
         "the-default", num_ctx=1024, temperature=0.0, stop=("x",), think="low", more={"a": 1}
     )
 
@@ -969,7 +969,7 @@ from labd.command.places import Fence
 from labd.llm.broker import Broker
 from labd.llm.desk import Rules
 from labd.llm.hands import DirectHands
-from labd.llm.model import Endpoint
+from labd.llm.model import Endpoint, Options
 from labd.llm.pool import Pool
 from labd.log import file_logger
 from labd.prompts.run import Patience, run_prompts
@@ -980,7 +980,7 @@ broker = Broker(Rules(), lambda: [Endpoint("e0", url, slots=2)], DirectHands(), 
 with Pool(broker.answer, holder="x#1", node_id="here") as chat, file_logger(root / "log.jsonl") as log:
     run_prompts(
         parse_task(text.encode(), "x.yaml"), chat, where="x.yaml", results=root / "results" / "x",
-        fence=Fence((root / "data",), (), root / "results"), default_model="",
+        fence=Fence((root / "data",), (), root / "results"), defaults=Options(""),
         patience=Patience.within(time.monotonic(), 600), progress=lambda *_: None, log=log,
     )
 """
@@ -1069,6 +1069,7 @@ def job(place: Place, text: str, **over: Any) -> dict[str, Any]:
         "allow_network": False,
         "wants_models": True,
         "default_model": "alpha",
+        "default_num_ctx": 8192,
         "input_roots": [str(path) for path in place.home.inputs],
         "forbidden_roots": [str(path) for path in place.home.forbidden],
         **over,

@@ -57,8 +57,9 @@ def job_for(home: Home, active: Active, task: TaskFile) -> Job:
         min_free_bytes=settings.min_free_bytes,
         sandbox=settings.sandbox.model_dump(mode="json"),
         allow_network=settings.sandbox.allow_network,
-        wants_models=task.spec.kind == "prompts" or task.spec.researcher == "llm",
+        wants_models=task.spec.asks_models,
         default_model=settings.llm.model,
+        default_num_ctx=settings.llm.num_ctx,
         input_roots=[str(path) for path in home.inputs],
         forbidden_roots=[str(path) for path in home.forbidden],
     )

@@ -25,6 +25,7 @@ class Job:
     wants_models: bool = False
     """Whether it asks language models."""
     default_model: str | None = None
+    default_num_ctx: int = 8192
     input_roots: list[str] = field(default_factory=list)
     forbidden_roots: list[str] = field(default_factory=list)
 

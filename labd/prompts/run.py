@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def run_prompts(
     where: str,
     results: Path,
     fence: Fence,
-    default_model: str,
+    defaults: Options,
     patience: Patience,
     progress: Progress,
     log: Logger,
@@ -107,7 +107,7 @@ def run_prompts(
         where: the task's file, for messages.
         results: the task's own directory; it exists.
         fence: where the input may lie.
-        default_model: for a task that names none; may be empty.
+        defaults: what holds for a task that does not say; the model may be empty.
         patience: when to give up.
         progress: how far it is.
         log: the attempt's.
@@ -119,7 +119,7 @@ def run_prompts(
         StorageError, OSError: the disk would not take what had to be written.
 
     """
-    options = options_of(task.spec, default_model)
+    options = options_of(task.spec, defaults)
     if not options.model:
         raise TaskFileError(_NO_MODEL, where=where, fix=_NAME_ONE)
     with ExitStack() as held:
@@ -149,15 +149,15 @@ def run_prompts(
         return work.run()
 
 
-def options_of(spec: TaskSpec, default_model: str) -> Options:
-    """Give the options of a task's requests; what it leaves out has the default of `Options`."""
+def options_of(spec: TaskSpec, defaults: Options) -> Options:
+    """Give the options of a task's requests; what it leaves out is as in `defaults`."""
     given = {
         name: value
         for name in spec.options.model_fields_set
         if (value := getattr(spec.options, name)) is not None
     }
-    model = spec.model if isinstance(spec.model, str) else default_model
-    return Options(model, **given)
+    model = spec.model if isinstance(spec.model, str) else defaults.model
+    return replace(defaults, model=model, **given)
 
 
 class _Ended(Exception):

@@ -188,7 +188,7 @@ def _batch(
             where="batch.yaml",
             results=results,
             fence=Fence((data,), (), results.parent),
-            default_model="",
+            defaults=Options(""),
             patience=Patience.within(begun_s, 600),
             progress=lambda *_: None,
             log=stderr_logger(level="error"),
