@@ -235,9 +235,7 @@ class Slots:
         for waiter in self._queue:
             if waiter.takes(slot):
                 self._queue.remove(waiter)
-                self._busy[slot.lease] = slot
-                waiter.slot = slot
-                waiter.done.set()
+                self._hand(slot, waiter)
                 return
         slot.free_since_s = time.monotonic()
         self._free.append(slot)
@@ -248,6 +246,11 @@ class Slots:
             self._started = True
             for target, name in ((self._listen, "models"), (self._tidy, "slots")):
                 threading.Thread(target=target, name=name, daemon=True).start()
+
+    def _hand(self, slot: Slot, waiter: _Waiter) -> None:
+        self._busy[slot.lease] = slot
+        waiter.slot = slot
+        waiter.done.set()
 
     # --- talking to the broker
 
@@ -322,11 +325,16 @@ class Slots:
         """Hand out what was granted; give the leases that nobody wants any more."""
         unwanted: list[str] = []
         for grant in news.get("grants", ()):
-            asker, _ = self._tickets.pop(grant["ticket"], (None, 0))
+            asker, _ = self._tickets.get(grant["ticket"], (None, 0))
+            waiter = self._first_for(grant["ticket"])
             if asker is None or self._closed:
                 unwanted.append(grant["lease"])
-            else:
-                self._place(_slot(grant, asker.wish["num_ctx"]))
+                continue
+            slot = _slot(grant, asker.wish["num_ctx"])
+            if waiter is None:
+                self._place(slot)
+            else:  # also where it has tried this endpoint: there may be no other
+                self._hand(slot, waiter)
         for grant in news.get("gpu_grants", ()):
             waiter = self._first_for(grant["ticket"])
             if waiter is None:
