@@ -462,8 +462,9 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
         "files",
         "result.json",
     ):
-        if (directory / name).exists():
-            _out(f"  {directory / name}")
+        path = directory / name
+        if path.is_dir() or (path.is_file() and path.stat().st_size):
+            _out(f"  {path}")
 
 
 def _show_models(found: dict[str, Any]) -> None:
