@@ -81,7 +81,7 @@ def router_of(home: Home) -> Router:
     here = Machine("here", _THIS, "127.0.0.1", local=True)
     endpoints = placed([e.facts(home.root) for e in home.settings.endpoints], [here])
     if home.settings.llm.discover and (url := find_own()):
-        own = found_on(here, url, endpoints)
+        own = found_on(here, url, url, endpoints, [here])
         endpoints += [own] if own else []
     router = Router(Rules(allow_remote=home.settings.llm.allow_remote), endpoints)
     with DirectHands(_LOOK_TIMEOUTS) as hands, ThreadPoolExecutor(_THREADS) as threads:

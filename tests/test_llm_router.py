@@ -162,6 +162,21 @@ def test_an_endpoint_of_one_node_only_serves_workers_there() -> None:
     assert isinstance(bench.refusal(), EndpointDown)
 
 
+def test_a_model_that_only_another_node_can_reach_is_missing_and_the_error_says_where_it_is() -> (
+    None
+):
+    bench = Bench(
+        Endpoint("far", "http://127.0.0.1:11434", only_from="other-node"),
+        Endpoint("near", "http://near"),
+    )
+    bench.seen("far", look("a"))
+    bench.seen("near", look("b"))
+    bench.want("a", node_id=HEAD)
+    error = bench.refusal()
+    assert isinstance(error, ModelMissing)
+    assert "far has it" in str(error)
+
+
 # --- what is loaded when
 
 
@@ -391,6 +406,19 @@ def test_after_three_failures_in_a_row_an_endpoint_rests_and_is_then_tried_with_
 
 
 # --- experiments
+
+
+def test_experiments_wait_until_it_is_known_what_fills_their_gpus() -> None:
+    bench = Bench(
+        Endpoint("here", "http://here", node_id=HEAD),
+        Endpoint("far", "http://far", node_id="other-node"),
+    )
+    ticket = bench.want_gpus(0)
+    assert bench.step() == []
+    bench.seen("here", look("a", loaded=("a",)))
+    assert bench.changes() == [Change("here", ("a:latest",))]
+    bench.done(Change("here", ("a:latest",)))
+    assert [a.ticket for a in bench.step() if isinstance(a, GpuGrant)] == [ticket]
 
 
 def test_experiments_get_gpus_at_once_where_no_model_fills_them() -> None:

@@ -175,16 +175,24 @@ class Dispatcher:
 
 def alive_nodes(local_id: str) -> list[dict[str, Any]]:
     """Give the cluster's machines that are alive, as the facts of `labd.engine.types.NodeInfo`."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    names = Counter(_host(node) for node in nodes)
     return [
         {
             "id": node["NodeID"],
-            "name": _host(node) + (f"-{node['NodeID'][:4]}" if names[_host(node)] > 1 else ""),
+            "name": name,
             "num_cpus": float(node["Resources"].get("CPU", 0)),
             "num_gpus": float(node["Resources"].get("GPU", 0)),
             "local": node["NodeID"] == local_id,
         }
+        for name, node in named_nodes()
+    ]
+
+
+def named_nodes() -> list[tuple[str, Mapping[str, Any]]]:
+    """Give the cluster's nodes that are alive, as Ray tells of them, each with the one name that people know it by."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    names = Counter(_host(node) for node in nodes)
+    return [
+        (_host(node) + (f"-{node['NodeID'][:4]}" if names[_host(node)] > 1 else ""), node)
         for node in nodes
     ]
 

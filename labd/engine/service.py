@@ -97,8 +97,11 @@ class DispatcherActor:
                 }
 
     def warm(self, node_id: str, count: int, version: str) -> None:
-        """Have worker processes of the node ready."""
+        """Have worker processes of the node ready, and know of its language models where any are to be found."""
         self._dispatcher.warm_node(node_id, count, version)
+        options, far = self._lab["models"], node_id != self._lab["node_id"]
+        if options["endpoints"] or (far and options["discover"]):
+            self._models()
 
     def _archive(self, job: Mapping[str, Any]) -> Any:
         if self._archive_actor is None:

@@ -64,7 +64,7 @@ class Broker:
 
     Args:
         rules: what people set.
-        find: gives all endpoints that there are now; called again every now and then.
+        find: gives all endpoints that there are now; called as often as each is looked at, never twice at once.
         hands: reach them.
         status_path: a file that says for people what there is and what goes on; ``None``: none is written.
         look_every_s: how often each endpoint is looked at.
@@ -84,6 +84,7 @@ class Broker:
         self._find, self._hands = find, hands
         self._status_path = status_path
         self._look_every_s = look_every_s
+        self._finding = threading.Lock()
         self._news = threading.Condition()
         self._mail: dict[str, list[Action]] = {}
         self._notes: dict[str, str] = {}
@@ -295,10 +296,15 @@ class Broker:
 
     def _discover(self) -> None:
         while not self._closed.is_set():
+            self.discover()
+            self._closed.wait(self._look_every_s)
+
+    def discover(self) -> None:
+        """Find what endpoints there are now, and have them looked at."""
+        with self._finding:
             endpoints, _ = _tried(self._find)
             if endpoints is None:
-                self._closed.wait(self._look_every_s)
-                continue
+                return
             with self._news:
                 self._router.know(endpoints)
                 self._found = True
@@ -313,7 +319,6 @@ class Broker:
                             name=f"look-{endpoint.name}", daemon=True,
                         ).start()  # fmt: skip
                 self._step()
-            self._closed.wait(12 * self._look_every_s)
 
     def _watch(self, name: str, watcher: "_Watcher") -> None:
         while not (self._closed.is_set() or watcher.stop.is_set()):

@@ -45,7 +45,7 @@ def no_way(desk: Desk, want: Want) -> ModelError | Pull | None:
     unknown = [side for side in sides if side.look is None or not (side.answers or side.models)]
     if having or unknown:
         return _patience(desk, want, sides)
-    return _missing(want, sides)
+    return _missing(desk, want, sides)
 
 
 def _remote(want: Want) -> ModelError:
@@ -78,7 +78,7 @@ def _unusable(desk: Desk, want: Want, able: Sequence[Side]) -> ModelError | None
     return None
 
 
-def _missing(want: Want, sides: Sequence[Side]) -> ModelError | Pull | None:
+def _missing(desk: Desk, want: Want, sides: Sequence[Side]) -> ModelError | Pull | None:
     shown = printable(want.model, 100)
     pulling = [side for side in sides if side.pulling]
     if any(name_of(side.pulling) == want.name for side in pulling):
@@ -88,6 +88,12 @@ def _missing(want: Want, sides: Sequence[Side]) -> ModelError | Pull | None:
     if may_pull and not failed:
         free = [side for side in may_pull if not side.pulling]
         return Pull(free[0].name, want.model) if free else None
+    alone = [s for s in desk.sides.values() if s not in sides and want.name in s.models]
+    if alone:
+        return ModelMissing(
+            f"no endpoint that work on this machine can reach has the model {shown}",
+            fix=f"{printable(alone[0].name, 60)} has it: let it listen on an address that the others reach (OLLAMA_HOST)",
+        )
     by_ollama = any(side.endpoint.api == "ollama" for side in sides)
     why = (
         failed[0].message

@@ -85,7 +85,9 @@ def gpu_sides(desk: Desk, want: GpuWant) -> list[Side]:
 
 
 def gpu_must_wait(desk: Desk, want: GpuWant) -> bool:
-    """Say whether requests that have waited longer come first."""
+    """Say whether requests that have waited longer come first, or an endpoint has not been looked at yet."""
+    if any(s.look is None and s.on_gpus(want.node_id, want.gpus) for s in desk.sides.values()):
+        return True  # what it holds is not known yet
     sides = gpu_sides(desk, want)
     if any(side.kept_for == want.ticket for side in sides):
         return False  # its turn has begun
