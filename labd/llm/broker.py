@@ -344,8 +344,9 @@ class Broker:
             with self._news:
                 self._step()
                 now_s = time.monotonic()
-                told = report(self._router.desk, now_s, self._notes)
-            self._write(told, now_s)
+                told = report(self._router.desk, now_s, self._notes) if self._found else None
+            if told is not None:
+                self._write(told, now_s)
 
     def _write(self, told: dict[str, Any], now_s: float) -> None:
         due_s = _WRITE_EVERY_S if told != self._written else _WRITE_AT_LEAST_EVERY_S
