@@ -15,7 +15,7 @@ from labd.inventory import different_weights, router_of
 from labd.lab import Lab
 from labd.llm.budget import TokenRate
 from labd.llm.desk import Side
-from labd.llm.finding import own_ollama_url
+from labd.llm.finding import own_ollama_urls
 from labd.llm.model import Look, is_remote_name, name_of
 from labd.llm.report import report
 from labd.sandbox import Sandbox, SandboxConfig
@@ -159,7 +159,7 @@ def _models(home: Home) -> Iterator[Finding]:
     router = router_of(home)
     sides = list(router.desk.sides.values())
     if not sides:
-        own = own_ollama_url(os.environ)
+        own = own_ollama_urls(os.environ)[0]
         what = f"none configured, and no Ollama answers at {own}; researcher: sweep needs none"
         yield Finding("language models", Level.NOTE, what)
         return

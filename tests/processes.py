@@ -32,12 +32,19 @@ def wait_until(
 class DaemonProcess:
     """`labd up` as a process of its own, with its log in `<home>/daemon.log`."""
 
-    def __init__(self, home: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, home: Path, arguments: Sequence[str] = (), *, enter: Sequence[str] = ()
+    ) -> None:
         self.home = home
         self.log_path = home / "daemon.log"
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "labd.cli", "--home", str(home), "up", *arguments],
+                [
+                    *enter,
+                    *(sys.executable, "-m", "labd.cli"),
+                    *("--home", str(home), "up"),
+                    *arguments,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,4 +1,7 @@
-"""A Ray that is a service of its own, for the tests: started, joined by more nodes, and ended by process id."""
+"""A Ray that is a service of its own, for the tests: started, joined by more nodes, and ended by process id.
+
+All of it is on this machine's loopback, or on hosts that are network namespaces (`tests.hosts`).
+"""
 
 import contextlib
 import os
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.hosts import LOOPBACK, Host
 from tests.processes import wait_until
 
 _RAY = str(Path(sys.executable).parent / "ray")
@@ -32,16 +36,20 @@ _NODE_ENV = {
 
 
 class RayService:
-    """`ray start --head` on the loopback, with a token; `env` is what a driver needs to get in.
+    """`ray start --head` on a host, with a token; `env` is what a driver needs to get in.
 
     Args:
         tmp: where the logs of `ray start` go.
         num_cpus: what the head offers.
+        host: where the head runs.
 
     """
 
-    def __init__(self, tmp: Path, *, num_cpus: float = 2, num_gpus: float = 0) -> None:
+    def __init__(
+        self, tmp: Path, *, num_cpus: float = 2, num_gpus: float = 0, host: Host = LOOPBACK
+    ) -> None:
         self._tmp = tmp
+        self._host = host
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
         self._nodes: list[subprocess.Popen[bytes]] = []
@@ -51,35 +59,41 @@ class RayService:
         token = self._temp / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        self.address = f"127.0.0.1:{_free_port()}"
-        self.env = {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        }
+        self.address = f"{host.address}:{_free_port()}"
+        self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        if host is LOOPBACK:
+            self.env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
-    def start(self) -> None:
-        """Start the head, and wait until it answers."""
+    def start(self, **env: str) -> None:
+        """Start the head, with these variables more in its environment, and wait until it answers."""
         self._run(
             [
-                *(_RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
+                *(*self._host.enter, _RAY, "start", "--head", "--block"),
+                f"--node-ip-address={self._host.address}",
                 *("--disable-usage-stats", "--include-dashboard=false", "--no-monitor"),
                 *("--include-log-monitor=false", f"--ray-client-server-port={_free_port()}"),
                 *(f"--port={self.address.split(':')[1]}", f"--temp-dir={self._temp}"),
                 *(f"--num-cpus={self._num_cpus:g}", f"--num-gpus={self._num_gpus:g}"),
                 f"--object-store-memory={_OBJECT_STORE_BYTES}",
-            ]
+            ],
+            **env,
         )
 
-    def add_node(self, *, num_cpus: float = 1) -> subprocess.Popen[bytes]:
-        """Start a further node (a raylet of its own) on this machine; give its process for `end_node`.
+    def add_node(
+        self, *, num_cpus: float = 1, num_gpus: float = 0, host: Host = LOOPBACK, **env: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a further node (a raylet of its own), with `env` too; give its process for `end_node`.
 
         `ray start` lets no node join a cluster on the loopback, so this is what it would call.
         """
         scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=self._temp))
         node = self._run(
-            [sys.executable, "-m", "tests.rayservice", self.address, f"{num_cpus:g}"],
+            [
+                *(*host.enter, sys.executable, "-m", "tests.rayservice"),
+                *(self.address, host.address, f"{num_cpus:g}", f"{num_gpus:g}"),
+            ],
             LABD_SCRATCH=str(scratch),
+            **env,
         )
         self._scratches[node.pid] = scratch
         return node
@@ -154,7 +168,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _node(address: str, num_cpus: float) -> None:
+def _node(address: str, host: str, num_cpus: float, num_gpus: float) -> None:
     """Be a node of the cluster until killed."""
     from ray._private.node import Node  # noqa: PLC0415 - only where this file is a node
     from ray._private.parameter import RayParams  # noqa: PLC0415
@@ -162,8 +176,9 @@ def _node(address: str, num_cpus: float) -> None:
     Node(
         RayParams(
             gcs_address=address,
-            node_ip_address="127.0.0.1",
+            node_ip_address=host,
             num_cpus=num_cpus,
+            num_gpus=num_gpus,
             object_store_memory=_OBJECT_STORE_BYTES,
             include_log_monitor=False,
             node_manager_port=0,
@@ -178,4 +193,4 @@ def _node(address: str, num_cpus: float) -> None:
 
 
 if __name__ == "__main__":
-    _node(sys.argv[1], float(sys.argv[2]))
+    _node(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))

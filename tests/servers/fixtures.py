@@ -9,7 +9,7 @@ They take the options of the modules' command lines.
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,8 +42,10 @@ class RunningServer(ServerProcess):
 
 
 @contextmanager
-def _running(module: str, arguments: tuple[str, ...]) -> Iterator[RunningServer]:
-    server = RunningServer(module, *arguments)
+def _running(
+    module: str, arguments: tuple[str, ...], enter: Sequence[str] = ()
+) -> Iterator[RunningServer]:
+    server = RunningServer(module, *arguments, enter=enter)
     try:
         yield server
     finally:
@@ -62,9 +64,9 @@ def running_llama(*arguments: str) -> Iterator[RunningServer]:
 
 
 @contextmanager
-def running_ollama(*arguments: str) -> Iterator[RunningServer]:
-    """Run a node that speaks Ollama's API."""
-    with _running("tests.servers.ollama", arguments) as server:
+def running_ollama(*arguments: str, enter: Sequence[str] = ()) -> Iterator[RunningServer]:
+    """Run a node that speaks Ollama's API; `enter`: on another host (see `tests.hosts`)."""
+    with _running("tests.servers.ollama", arguments, enter) as server:
         yield server
 
 

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -86,11 +86,13 @@ class ServerProcess:
 
     """
 
-    def __init__(self, module: str, *arguments: str, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, module: str, *arguments: str, timeout_s: float = 60.0, enter: Sequence[str] = ()
+    ) -> None:
         began = time.monotonic()
         with tempfile.TemporaryFile() as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, "--with-stdin", *arguments],
+                [*enter, sys.executable, "-m", module, "--with-stdin", *arguments],
                 cwd=REPO,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

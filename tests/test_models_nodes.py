@@ -1,0 +1,188 @@
+"""Each Ray node's own Ollama: found, shown, asked, and out of the way of experiments there."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labd.archive import Archive
+from labd.spool import Spool
+from labd.task import State
+from tests.hosts import LOOPBACK, Host, two_hosts, why_no_hosts
+from tests.processes import DaemonProcess, wait_until
+from tests.rayservice import RayService
+from tests.servers.fixtures import RunningServer, running_ollama
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.sandbox,
+    pytest.mark.timeout(240),
+    pytest.mark.xdist_group("restart"),
+]
+LOAD = json.dumps({"model": "alpha", "options": {"num_ctx": 2048}})
+ALPHA = "--model=alpha,vram=8000000000"
+PROMPTS = "kind: prompts\ninput: questions.jsonl\noptions: {num_ctx: 2048, num_predict: 24, allow_cut: true}\n"
+
+
+class NodesLab:
+    """A lab that names no endpoint, on a Ray that is a service, with its daemon."""
+
+    def __init__(self, home: Path, service: RayService, host: Host = LOOPBACK) -> None:
+        self.home, self.host = home, host
+        self.spool, self.archive = Spool(home / "spool"), Archive(home / "results")
+        (home / "config").mkdir(parents=True)
+        (home / "data").mkdir()
+        settings = {
+            "ray": {"address": service.address},
+            "min_free_bytes": 2**20,
+            "llm": {"model": "alpha", "turn": "1s"},
+        }
+        (home / "config" / "labd.yaml").write_text(json.dumps(settings))
+        self.spool.prepare()
+        self.daemon = DaemonProcess(home, enter=host.enter)
+
+    def drop(self, name: str, text: str) -> None:
+        (self.home / "spool" / "pending" / f"{name}.yaml").write_text(text)
+
+    def wait(self, task: str, state: State) -> None:
+        wait_until(lambda: self.spool.holds(state, f"{task}.yaml"), 60, f"{task} in {state}/")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        labd = (sys.executable, "-m", "labd.cli", "--home", str(self.home))
+        found: list[dict[str, Any]] = json.loads(self.host.run(*labd, "nodes", "--json"))
+        return found
+
+    def wait_nodes(self, count: int) -> dict[bool, dict[str, Any]]:
+        """Wait until there are so many machines, each with one endpoint that is up; give them by `local`."""
+
+        def found() -> list[dict[str, Any]]:
+            nodes = self.nodes()
+            states = [[e["health"] for e in node["endpoints"]] for node in nodes]
+            return nodes if states == [["up"]] * count else []
+
+        return {node["local"]: node for node in wait_until(found, 60, f"{count} endpoints")}
+
+    def far_loaded(self) -> list[str]:
+        [endpoint] = self.wait_nodes(2)[False]["endpoints"]
+        return [model["name"] for model in endpoint["models"] if model["loaded"]]
+
+    def run_on_gpu(self) -> list[str]:
+        """Run a command on the one GPU that there is; give what is loaded beside it as the broker sees it."""
+        self.drop("train", "kind: command\nrun: 'touch begun; sleep 3'\nnum_gpus: 1\n")
+        begun = self.archive.directory("train") / "files" / "begun"
+        wait_until(begun.exists, 60, "the command to run")
+        loaded = self.far_loaded()
+        self.wait("train", State.DONE)
+        return loaded
+
+
+@pytest.fixture
+def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    with ExitStack() as stack:
+        yield stack
+
+
+def started(stack: ExitStack, tmp_path: Path, host: Host = LOOPBACK, **env: str) -> RayService:
+    service = RayService(tmp_path, host=host)
+    stack.callback(service.remove)
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    for name, value in service.env.items():
+        patch.setenv(name, value)
+    service.start(**env)
+    return service
+
+
+def lab_on(stack: ExitStack, home: Path, service: RayService, host: Host = LOOPBACK) -> NodesLab:
+    lab = NodesLab(home, service, host)
+    stack.callback(lab.daemon.kill_everything)
+    return lab
+
+
+def own_host(server: RunningServer) -> str:
+    return server.url.removeprefix("http://")
+
+
+def load(server: RunningServer) -> None:
+    LOOPBACK.get(f"{server.url}/api/generate", LOAD)
+
+
+def loaded(server: RunningServer) -> list[str]:
+    return [model["name"] for model in server.get("/api/ps")["models"]]
+
+
+def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    here, far = (stack.enter_context(running_ollama(ALPHA)) for _ in range(2))
+    service = started(stack, tmp_path, OLLAMA_HOST=own_host(here))
+    node = service.add_node(num_gpus=1, OLLAMA_HOST=own_host(far))
+    load(far)
+    lab = lab_on(stack, tmp_path / "home", service)
+
+    found = lab.wait_nodes(2)  # without any task that asks a model
+    for local, server in ((True, here), (False, far)):
+        [endpoint] = found[local]["endpoints"]
+        assert (endpoint["url"], endpoint["name"]) == (server.url, found[local]["name"])
+    assert lab.run_on_gpu() == []
+    assert loaded(far) == []
+
+    for server in (here, far):
+        load(server)
+    (lab.home / "data" / "questions.jsonl").write_text("\n".join(f'"{n}"' for n in range(40)))
+    lab.drop("ask", PROMPTS)
+    lab.wait("ask", State.DONE)
+    output = (lab.archive.directory("ask") / "output.jsonl").read_text().splitlines()
+    asked = {json.loads(line)["provenance"]["endpoint"] for line in output}
+    assert asked == {machine["name"] for machine in found.values()}
+
+    service.end_node(node)
+    assert list(lab.wait_nodes(1)) == [True]
+    service.add_node(num_gpus=1, OLLAMA_HOST=own_host(far))
+    [endpoint] = lab.wait_nodes(2)[False]["endpoints"]
+    assert endpoint["url"] == far.url
+
+
+def test_what_only_its_own_node_can_reach_is_looked_at_and_changed_by_tasks_there(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    far = stack.enter_context(running_ollama(ALPHA))
+    service = started(stack, tmp_path)
+    service.add_node(FAR_KEY="secret")
+    driver = [sys.executable, "-m", "tests.nodehands", service.address, far.url, "FAR_KEY"]
+    done = subprocess.run(driver, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "direct": "misconfigured",
+        "before": [],
+        "after": ["alpha:latest"],
+        "at_last": [],
+        "error": "ModelMissing",
+    }
+    assert far.total("loads") == far.total("unloads") == 1
+
+
+@pytest.mark.skipif(bool(why_no_hosts()), reason=why_no_hosts() or "there can be")
+def test_an_ollama_on_a_loopback_is_for_its_own_host_and_still_makes_room(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    ours, theirs = stack.enter_context(two_hosts())
+    for host in (ours, theirs):
+        server = running_ollama(ALPHA, "--port=11434", enter=host.enter)
+        stack.enter_context(server)
+    service = started(stack, tmp_path, ours)
+    service.add_node(num_gpus=1, host=theirs)
+    theirs.get("http://127.0.0.1:11434/api/generate", LOAD)
+    lab = lab_on(stack, tmp_path / "home", service, ours)
+    for machine in lab.wait_nodes(2).values():
+        [endpoint] = machine["endpoints"]
+        assert endpoint["url"] == "http://127.0.0.1:11434"
+        assert endpoint["only_from"] == machine["id"]
+    assert lab.far_loaded() == ["alpha:latest"]
+    assert lab.run_on_gpu() == []
+    assert json.loads(theirs.get("http://127.0.0.1:11434/api/ps"))["models"] == []
