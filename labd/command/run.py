@@ -202,6 +202,7 @@ def _error(result: SandboxResult, limits: Limits, *, out_of_memory: bool) -> dic
         what = _WHAT[result.ending].format(
             wall=print_duration(limits.wall_s),
             memory=_size(limits.memory_bytes),
+            cpu=print_duration(limits.cpu_s or limits.wall_s),
             disk=_size(limits.disk_bytes),
             files=limits.files,
             output=_size(4 * limits.output_bytes),
@@ -216,6 +217,7 @@ _WHAT: Mapping[Ending, str] = {
     Ending.OUTPUT_LIMIT: "it was killed after printing more than {output}",
     Ending.DISK_LIMIT: "it was killed for writing more than {disk}, or more than {files} files",
     Ending.MEMORY_LIMIT: "out of memory: it was killed for using more than {memory}",
+    Ending.CPU_LIMIT: "it was killed for using more than {cpu} of CPU time",
     Ending.KILLED: "its sandbox was killed from outside",
 }
 

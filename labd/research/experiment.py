@@ -219,6 +219,7 @@ def _judge(result: SandboxResult, template: Template, work: Path) -> _Measured:
     over = {
         Ending.OUTPUT_LIMIT: "it printed more than it may",
         Ending.DISK_LIMIT: "it wrote more to disk than it may",
+        Ending.CPU_LIMIT: "it used more CPU time than it may",
         Ending.MEMORY_LIMIT: f"it took more than its {template.memory_bytes / 2**20:.0f} MiB of memory",
     }
     if result.ending is Ending.TIMED_OUT:
