@@ -30,6 +30,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from labd.clock import from_iso, parse_duration, to_iso
 from labd.errors import TaskFileError
+from labd.limits import TaskLimits
 from labd.text import printable
 from labd.yamlfile import InvalidFile, check, load_yaml
 
@@ -336,6 +337,8 @@ class TaskSpec(BaseModel):
     seed: Annotated[WholeNumber, Field(ge=0, lt=2**31)] = 0
     priority: Annotated[WholeNumber, Field(ge=-1000, le=1000)] = 0
     timeout: Seconds | None = None
+    limits: TaskLimits = TaskLimits()
+    """What each run of it may use, beside its time."""
     max_retries: Annotated[WholeNumber, Field(ge=0, le=100)] = 2
     num_gpus: Annotated[Amount, Field(ge=0, le=1024)] = 0.0
     num_cpus: Annotated[Amount, Field(gt=0, le=4096)] = 1.0

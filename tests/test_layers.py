@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "labd"
 
 GROUND = {"errors", "clock", "text"}
-FILES = GROUND | {"files", "yamlfile"}
+FILES = GROUND | {"files", "yamlfile", "limits"}
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
@@ -24,6 +24,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "scheduler": set(),
     "llm": FILES,
     "promises": set(),
+    "limits": {"clock"},
     "sandbox": FILES | {"promises"},
     "template": FILES | {"task"},
     "command": FILES | {"task", "sandbox"},

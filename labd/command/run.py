@@ -67,9 +67,12 @@ def limits_of(caps: Mapping[str, Any], *, wall_s: float, room_bytes: int) -> Lim
         wall_s=wall_s,
         memory_bytes=caps["memory_bytes"],
         processes=caps["processes"],
-        file_bytes=caps["disk_bytes"],
+        file_bytes=caps.get("file_bytes") or caps["disk_bytes"],
         disk_bytes=max(1, min(caps["disk_bytes"], room_bytes)),
         output_bytes=caps["output_bytes"],
+        cpus=caps.get("cpus"),
+        cpu_s=caps.get("cpu_time"),
+        **{key: caps[key] for key in ("files", "shm_bytes", "tmp_bytes") if key in caps},
     )
 
 
