@@ -50,6 +50,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "lab": FILES | {"task", "settings", "spool", "archive", "drop"},
     "inventory": GROUND | {"lab", "settings", "llm"},
     "doctor": GROUND | {"task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
+    "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
     "follow": GROUND | {"lab"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND
@@ -61,6 +62,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "daemon",
         "doctor",
         "inventory",
+        "boxed",
         "watch",
         "log",
         "page",
