@@ -63,7 +63,7 @@ def load(path: Path) -> Program:
 def try_outside(program: Program) -> str:
     """Run it as anybody would run a script, and give what it escaped with; empty if it did not."""
     with Stage() as stage:
-        found = []
+        found, said, work = [], "", stage.root
         for number in range(program.runs):
             work = stage.work(f"outside{number}")
             said = _naive_run(program, stage, work)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 work = Path(sys.argv[1])
-names = os.listdir(os.fsencode(work))
+names = [os.fsencode(entry.name) for entry in work.iterdir()]
 sys.stdout.buffer.write(b" ".join(names) + b"\n")
 if (work / "metrics.json").exists() or (work / "metrics.json").is_symlink():
     read = json.loads((work / "metrics.json").read_text())

@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 import unicodedata
 from pathlib import Path
 
-from labd.research.experiment import Run, Tools, run_one
+from labd.research.experiment import Tools, run_one
+from labd.research.record import Run
 from labd.sandbox import Sandbox
 from labd.template import load_template
 from tests.factories import make_template
@@ -35,7 +35,11 @@ def read_poison(path: Path, stage: Stage, sandbox: Sandbox) -> str:
     if stage.token in repr(run) + _texts(results):
         found.append("a secret came through")
     directory = results / "runs" / "run"
-    strange = set(os.listdir(directory)) - {"params.json", "log.txt", "metrics.json"}
+    strange = {entry.name for entry in directory.iterdir()} - {
+        "params.json",
+        "log.txt",
+        "metrics.json",
+    }
     return "; ".join(found + ([f"something is left: {strange}"] if strange else []))
 
 

@@ -68,7 +68,7 @@ class Stage:
 
     def survivors(self) -> list[int]:
         """Look several times: one that is another process every moment may be missed once."""
-        for _ in range(20):
+        for _ in range(8):
             if found := self.marked():
                 return found
         return []

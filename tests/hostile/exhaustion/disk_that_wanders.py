@@ -4,7 +4,6 @@ LIMITS = {"disk_bytes": 16777216}
 
 import ctypes
 import os
-import struct
 import threading
 import time
 

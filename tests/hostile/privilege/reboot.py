@@ -3,7 +3,6 @@
 NEEDS_ROOT = True
 
 import ctypes
-import os
 
 libc = ctypes.CDLL(None, use_errno=True)
 

@@ -1,7 +1,6 @@
 """Escape: a run makes itself root of a namespace, from where much more of the kernel is in reach."""
 
 import ctypes
-import os
 
 libc = ctypes.CDLL(None, use_errno=True)
 

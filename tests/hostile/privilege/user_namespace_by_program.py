@@ -2,6 +2,8 @@
 
 import subprocess
 
-done = subprocess.run(["unshare", "--user", "--map-root-user", "id", "-u"], capture_output=True, text=True)
+done = subprocess.run(
+    ["unshare", "--user", "--map-root-user", "id", "-u"], capture_output=True, text=True
+)
 if done.stdout.strip() == "0":
     print("ESCAPED")

@@ -5,7 +5,6 @@ import json
 stage = json.load(open("stage.json"))
 
 import glob
-import os
 
 for link in ("root", "cwd"):
     for path in glob.glob(f"/proc/[0-9]*/{link}"):

@@ -12,7 +12,9 @@ libc = ctypes.CDLL(None)
 for attempt in range(2):
     try:
         if attempt:
-            libc.mount(None, place.encode(), None, ctypes.c_ulong(0x1020), None)  # MS_REMOUNT | MS_BIND
+            libc.mount(
+                None, place.encode(), None, ctypes.c_ulong(0x1020), None
+            )  # MS_REMOUNT | MS_BIND
         os.chmod(place + "/evaluate.py", 0o777)
         open(place + "/evaluate.py", "w").write("print(1.0)")
         print("ESCAPED")

@@ -2,7 +2,6 @@
 
 RUNS = 2
 
-import os
 import pathlib
 import site
 
