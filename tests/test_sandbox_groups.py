@@ -59,7 +59,7 @@ def test_a_run_is_in_a_group_of_its_own_which_is_gone_with_it(
     with ThreadPoolExecutor(1) as pool:
         argv = ["sh", "-c", "touch begun; sleep 60"]
         run = pool.submit(sandbox.run, argv, workdir=work, limits=QUICK, cancelled=cancelled)
-        wait_until(lambda: (work / "begun").exists(), "the run's beginning")
+        wait_until((work / "begun").exists, what="the run's beginning")
         mine = groups() - before
         # bubblewrap, its shell, the command's shell and its sleep.
         sizes = {len((path / "cgroup.procs").read_text().split()) for path in mine}
