@@ -25,6 +25,7 @@ class Meter:
 
     def __init__(self, init_pid: int, workdir_fd: int, group: Group | None = None) -> None:
         self.group = group
+        self._cpu_s = 0.0
         self._opened = ExitStack()
         root = f"/proc/{init_pid}/root"
         try:
@@ -85,12 +86,15 @@ class Meter:
         return max(_used_files(fd) for fd in self._tmpfs_fds)
 
     def cpu_s(self) -> float:
-        """Give the CPU time of all processes: exactly by a control group; else of those that live and what they waited for."""
+        """Give the CPU time of all processes: exactly by a control group; else the largest sum seen of those that live and what they waited for."""
         counted = None if self.group is None else self.group.cpu_s()
         if counted is not None:
             return counted
         stats = [self._read(f"{pid}/stat").rpartition(")")[2].split() for pid in self._pids()]
-        return sum(sum(map(int, stat[11:15])) for stat in stats if stat) / _TICKS_PER_S
+        used_s = sum(sum(map(int, stat[11:15])) for stat in stats if stat) / _TICKS_PER_S
+        # What nobody has waited for is gone from the sum when it ends.
+        self._cpu_s = max(used_s, self._cpu_s)
+        return self._cpu_s
 
     def _open(self, path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,5 +1,6 @@
 """Watching one sandboxed run from go to the proof of its death."""
 
+import math
 import os
 import resource
 import time
@@ -149,7 +150,7 @@ class _Watch:
         held_bytes = self._meter.memory_bytes(in_memory)
         if self._meter.group is None and held_bytes > self.limits.memory_bytes:
             return Ending.MEMORY_LIMIT
-        if self.limits.cpu_s is not None and self._meter.cpu_s() > self.limits.cpu_s:
+        if self._meter.cpu_s() > (self.limits.cpu_s or math.inf):
             return Ending.CPU_LIMIT
         if self._over(on_disk) or (self._is_suspect() and self._over_when_still()):
             return Ending.DISK_LIMIT

@@ -21,7 +21,7 @@ from labd.sandbox import Ahead, Ending, Limits, Sandbox, SandboxConfig
 
 RUNS = 25
 TREES, TREE_PROCESSES = 10, 200
-SPINS = 15
+SPINS = 25
 _WAIT_S = 0.1
 _TREE = """
 import os, time
