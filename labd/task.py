@@ -436,7 +436,9 @@ class TaskSpec(BaseModel):
         if self.kind == "command":
             return ["seed: has no effect in a command"] if seeded else []
         if self.kind == "prompts":
-            return ["seed: has no effect here; put it under `options`"] if seeded else []
+            said = ["seed: has no effect here; put it under `options`"] if seeded else []
+            limited = "limits" in self.model_fields_set
+            return said + (["limits: has no effect here: prompts run nothing"] if limited else [])
         ignored = [name for name in ("model", "num_ideas") if getattr(self, name) is not None]
         return [
             f"{name}: has no effect with researcher: sweep, which uses no model"
