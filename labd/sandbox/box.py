@@ -107,8 +107,7 @@ class Sandbox:
             StorageError: the log or the working directory could not be written or read.
 
         """
-        self._refuse_gaps()
-        self._refuse_cpus(limits)
+        self._refuse_gaps(limits)
         asked = Request(
             tuple(argv), workdir, dict(read_only), dict(env), limits, tuple(gpus), network, cwd
         )
@@ -116,10 +115,7 @@ class Sandbox:
             with suppress(FileExistsError, FileNotFoundError):
                 workdir.mkdir()
         request = _checked(asked, root=self._uid is not None)
-        if log is not None and log.parent.resolve().is_relative_to(request.workdir):
-            raise SandboxError(
-                f"the log {log} lies where the run can write", fix="Put it outside the workdir"
-            )
+        _refuse_log(log, request.workdir)
         try:
             return self._run(request, log, cancelled or threading.Event(), ahead)
         except StartFailed as error:
@@ -130,7 +126,7 @@ class Sandbox:
                 f"a sandboxed run was ended: {error}", where=str(request.workdir)
             ) from error
 
-    def _refuse_gaps(self) -> None:
+    def _refuse_gaps(self, limits: Limits) -> None:
         open_gaps = [gap for gap in self.gaps() if gap.name not in self._config.allow_missing]
         if open_gaps:
             raise SandboxError(
@@ -138,8 +134,6 @@ class Sandbox:
                 where="sandbox",
                 fix=". ".join(dict.fromkeys(gap.fix for gap in open_gaps)),
             )
-
-    def _refuse_cpus(self, limits: Limits) -> None:
         if limits.cpus is None or "cpu" in self._base.controllers:
             return
         if "cpus" not in self._config.allow_missing:
@@ -153,7 +147,7 @@ class Sandbox:
             SandboxError: the host can't keep a promise, or the request can't be met.
 
         """
-        self._refuse_gaps()
+        self._refuse_gaps(request.limits)
         return self._command(_checked(request, root=self._uid is not None)), self._uid
 
     def _run(
@@ -277,6 +271,13 @@ class Sandbox:
             output = self._run(request, None, threading.Event()).output
         names = environment(interpreter(), network=False)
         return find.of_probe(output, names, filtered=syscall_filter() is not None)
+
+
+def _refuse_log(log: Path | None, workdir: Path) -> None:
+    if log is not None and log.parent.resolve().is_relative_to(workdir):
+        raise SandboxError(
+            f"the log {log} lies where the run can write", fix="Put it outside the workdir"
+        )
 
 
 def _checked(request: Request, *, root: bool) -> Request:
