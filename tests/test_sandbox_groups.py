@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +16,13 @@ from labd.errors import SandboxError
 from labd.sandbox import Ending, Limits, Sandbox, SandboxConfig
 from labd.sandbox import gaps as find
 from labd.sandbox.cgroup import Base, Group, Plan, find_base, made, sweep
-from labd.sandbox.model import SandboxResult
+from labd.sandbox.held import held
+from labd.sandbox.interpreter import interpreter
+from labd.sandbox.meter import Meter
+from labd.sandbox.model import Request, SandboxResult
+from labd.sandbox.script import script
+from labd.sandbox.thread import OwnThread
+from labd.sandbox.workdir import hand_over
 from tests.processes import wait_until
 
 MIB = 2**20
@@ -153,6 +160,41 @@ def test_many_files_in_a_private_place_are_too_many(sandbox: Sandbox, work: Path
     limits = replace(QUICK, files=100)
     result = sandbox.run(["python", "-c", code], workdir=work, limits=limits)
     assert result.ending is Ending.DISK_LIMIT
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize("grouped", [True, False])
+def test_nothing_moves_while_the_disk_is_looked_at_closely(
+    sandbox: Sandbox, work: Path, *, grouped: bool
+) -> None:
+    sandbox.gaps()
+    request = Request((), work, {}, {}, QUICK)
+    code = "import os\nos.fork()\nwhile True: open('ticks', 'a').write('x')"
+
+    def size() -> int:
+        return (work / "ticks").stat().st_size
+
+    def whole() -> None:
+        command, uid = sandbox.recipe(request)
+        fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+        if uid is not None:
+            hand_over(fd, uid)
+        kept = command.group if grouped else None
+        with (
+            held(replace(command, group=kept), uid) as (run, init_pid),
+            Meter(init_pid, fd, run.group) as meter,
+        ):
+            run.go(script((interpreter().executable, "-c", code), {}, "/work"))
+            wait_until((work / "ticks").exists, what="the first tick")
+            with meter.still():
+                before = size()
+                time.sleep(0.2)
+                assert size() == before
+            wait_until(lambda: size() > before, what="a tick after the look")
+        os.close(fd)
+
+    # The thread becomes the sandbox's user.
+    OwnThread(whole, "test").result(threading.Event())
 
 
 UNGROUPED = """

@@ -3,13 +3,15 @@
 Processes are listed from the sandbox's own ``/proc``, which shows exactly those of its namespace, however
 they detached themselves. What is read changes meanwhile; a process that is gone counts nothing.
 
-Source: proc_pid_smaps_rollup(5), proc_pid_statm(5), proc_pid_stat(5).
+Source: proc_pid_smaps_rollup(5), proc_pid_statm(5), proc_pid_stat(5), pidfd_send_signal(2).
 """
 
 import os
 import resource
+import signal
 import stat
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
 from labd.sandbox.cgroup import Group
@@ -17,6 +19,7 @@ from labd.sandbox.command import HOME, SHM, TMP
 
 _PAGE_BYTES = resource.getpagesize()
 _MAX_READ_BYTES = 4096
+_STOPS = 5
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -95,6 +98,43 @@ class Meter:
         # What nobody has waited for is gone from the sum when it ends.
         self._cpu_s = max(used_s, self._cpu_s)
         return self._cpu_s
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Keep all processes of the sandbox from running, as far as that can be, for the length of a block."""
+        if self.group is not None and self.group.freeze(frozen=True):
+            try:
+                yield
+            finally:
+                self.group.freeze(frozen=False)
+            return
+        stopped: set[str] = set()
+        try:
+            # Those that run may start others meanwhile; what was stopped before stays so afterwards.
+            for _ in range(_STOPS):
+                running = {pid for pid in self._pids() if pid != "1" and not self._is_stopped(pid)}
+                if not running:
+                    break
+                stopped |= running
+                self._signal(running, signal.SIGSTOP)
+            yield
+        finally:
+            self._signal(stopped, signal.SIGCONT)
+
+    def _is_stopped(self, pid: str) -> bool:
+        return self._read(f"{pid}/stat").rpartition(")")[2].split()[:1] in (["T"], ["Z"], [])
+
+    def _signal(self, pids: Iterable[str], number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(OSError):
+                # A directory of a process can be signalled like a pidfd, also one of an inner namespace.
+                fd = os.open(
+                    pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc_fd
+                )
+                try:
+                    signal.pidfd_send_signal(fd, number)
+                finally:
+                    os.close(fd)
 
     def _open(self, path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -170,13 +170,8 @@ class _Watch:
 
     def _over_when_still(self) -> bool:
         """Look while nothing moves: files that wander between directories escape a look at a living tree."""
-        group = self._meter.group
-        if group is None or not group.freeze(frozen=True):
-            return False
-        try:
+        with self._meter.still():
             return self._over(self._meter.unlinked_bytes()[0])
-        finally:
-            group.freeze(frozen=False)
 
 
 def _free_bytes(fd: int) -> int:
