@@ -37,6 +37,7 @@ torture: setup ## kill everything, everywhere: each crash point, 20,000 random m
 
 bench: setup ## measure, and print tables
 	@$(BIN)/python -m tests.bench.sandbox
+	@$(BIN)/python -m tests.bench.limits
 	@$(BIN)/python -m tests.bench.scheduler
 	@$(BIN)/python -m tests.bench
 

@@ -78,13 +78,17 @@ def up(
 
     Examples:  labd up --home ~/lab      labd up --once
     """
+    from labd.boxed import warn_of_gaps
     from labd.daemon import Daemon
     from labd.log import stderr_logger
 
     if log_level not in {"debug", "info", "warning", "error"}:
         raise typer.BadParameter("debug, info, warning or error", param_hint="--log-level")
     the_home = _home(home, make=True)
-    raise typer.Exit(Daemon(the_home, stderr_logger(level=log_level), once=once).run())
+    log = stderr_logger(level=log_level)
+    # Before anything is started: labd may have to move into a control group of its own first.
+    warn_of_gaps(the_home.settings.sandbox, log)
+    raise typer.Exit(Daemon(the_home, log, once=once).run())
 
 
 @app.command()
@@ -330,6 +334,52 @@ def doctor(*, as_json: JsonOption = False) -> None:
         )
     if any(f.level is Level.FAILING for f in findings):
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def sandbox(
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments, after --.")],
+    *,
+    gpu: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="A GPU by its index; may be repeated.", show_default=False),
+    ] = None,
+    workdir: Annotated[
+        Path | None,
+        typer.Option(help="Seen as /work, and written to; else an empty one that is thrown away."),
+    ] = None,
+    timeout: Annotated[str, typer.Option(help="When it is killed, such as 90s or 4h.")] = "1h",
+    network: Annotated[
+        bool, typer.Option("--network", help="With the host's network, if the settings allow it.")
+    ] = False,
+) -> None:
+    """Run a command exactly as an experiment would be run, with its limits; end with its exit code.
+
+    Examples:  labd sandbox -- python -c 'print(1)'      labd sandbox --gpu 0 --workdir try -- python train.py
+    """
+    from labd.boxed import run_boxed
+    from labd.clock import parse_duration
+    from labd.settings import Settings
+
+    try:
+        timeout_s = parse_duration(timeout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--timeout") from error
+    try:
+        settings = _home(make=False).settings
+    except NotFound:
+        if _State.home is not None:
+            raise
+        settings = Settings()
+    code = run_boxed(
+        command,
+        settings.sandbox,
+        workdir=workdir,
+        gpus=gpu or [],
+        timeout_s=timeout_s,
+        network=network,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

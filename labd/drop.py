@@ -1,19 +1,25 @@
 """What a task must pass at the drop beyond its own form: that what it names is there and may be named."""
 
 from labd.command import check_command
+from labd.errors import TaskFileError
+from labd.limits import SETTING_OF, ceiling
 from labd.prompts import check_prompts
 from labd.settings import Home
 from labd.task import TaskFile
 from labd.template import check_template
+from labd.text import printable
+from labd.yamlfile import Place, Problem, load_yaml
 
 
 def check_drop(task: TaskFile, where: str, home: Home) -> None:
     """Pass if a task read from the file `where` can run in this lab.
 
     Raises:
-        TaskFileError: a template, a path, a text or the network is not right or not there for it; with the key's place.
+        TaskFileError: a template, a path, a text, a limit or the network is not right or not there for it; with the
+            key's place.
 
     """
+    _check_limits(task, where, home)
     if task.spec.kind == "research":
         check_template(task, where, roots=[home.templates])
         return
@@ -34,3 +40,34 @@ def check_drop(task: TaskFile, where: str, home: Home) -> None:
         results=home.results,
         allow_network=home.settings.sandbox.allow_network,
     )
+
+
+def _check_limits(task: TaskFile, where: str, home: Home) -> None:
+    caps = home.settings.sandbox.model_dump(mode="json")
+    asked: dict[tuple[str, ...], tuple[float, float | None]] = {
+        ("limits", key): (value, ceiling(caps, key))
+        for key in SETTING_OF
+        if (value := getattr(task.spec.limits, key)) is not None
+    }
+    if task.spec.timeout is not None:
+        asked["timeout",] = (task.spec.timeout, caps["at_most"]["timeout"])
+    problems = [
+        _problem(task, key, value, most)
+        for key, (value, most) in asked.items()
+        if most is not None and value > most
+    ]
+    if problems:
+        raise TaskFileError("\n".join(one.located(printable(where)) for one in problems))
+
+
+def _problem(task: TaskFile, key: tuple[str, ...], value: float, most: float) -> Problem:
+    place = load_yaml(task.text.encode()).place(key) or Place(1, 1)
+    wanted = (
+        f"at most {_number(most)}, or `at_most: {{{key[-1]}: {_number(value)}}}` below `sandbox:` in config/labd.yaml,"
+        " and a restart"
+    )
+    return Problem(place, ".".join(key), f"found {_number(value)}", wanted)
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"

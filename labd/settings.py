@@ -1,6 +1,7 @@
 """The settings: `config/labd.yaml` under the home, read once, and every path derived from the home."""
 
 import os
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labd.errors import ConfigError, NotFound
+from labd.limits import Ceilings, Count, Duration, Size
+from labd.promises import PROMISES
 from labd.task import Name, Seconds
 from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
 
@@ -35,13 +38,33 @@ class SandboxSettings(_Part):
 
     uid: Annotated[int, Field(ge=1, lt=2**31)] = 64123
     """The user id that experiments get where labd runs as root."""
-    memory_bytes: Annotated[int, Field(ge=64 * 2**20)] = 4 * 2**30
-    processes: Annotated[int, Field(ge=8, le=100_000)] = 256
-    disk_bytes: Annotated[int, Field(ge=2**20)] = 2 * 2**30
-    output_bytes: Annotated[int, Field(ge=4096)] = 8 * 2**20
+    memory_bytes: Annotated[Size, Field(ge=64 * 2**20)] = 4 * 2**30
+    processes: Annotated[Count, Field(ge=8, le=100_000)] = 256
+    disk_bytes: Annotated[Size, Field(ge=2**20)] = 2 * 2**30
+    files: Annotated[Count, Field(ge=1)] = 100_000
+    file_bytes: Annotated[Size, Field(ge=1)] | None = None
+    """Of one file; absent: as much as all together."""
+    output_bytes: Annotated[Size, Field(ge=4096)] = 8 * 2**20
+    shm_bytes: Annotated[Size, Field(ge=2**20)] = 2**30
+    tmp_bytes: Annotated[Size, Field(ge=2**20)] = 2**30
+    cpus: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] | None = None
+    """CPUs at once; absent: all that there are."""
+    cpu_time: Annotated[Duration, Field(gt=0)] | None = None
+    """CPU time of one run; absent: as much as it gets in its time."""
+    at_most: Ceilings = Ceilings()
+    """How far the `limits` of a task file may go; where it says nothing: as far as the settings above."""
     allow_missing: frozenset[str] = frozenset()
     allow_network: bool = False
     """Whether a command may ask for the network with `network: true`."""
+
+    @field_validator("allow_missing")
+    @classmethod
+    def _are_promises(cls, value: frozenset[str]) -> frozenset[str]:
+        for name in sorted(value - set(PROMISES)):
+            near = get_close_matches(name, PROMISES, 1) or ["cgroup"]
+            msg = f"names of gaps as `labd doctor` gives them, such as {near[0]}; {name[:60]!r} is none"
+            raise ValueError(msg)
+        return value
 
 
 class EndpointSettings(_Part):

@@ -30,6 +30,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from labd.clock import from_iso, parse_duration, to_iso
 from labd.errors import TaskFileError
+from labd.limits import TaskLimits
 from labd.text import printable
 from labd.yamlfile import InvalidFile, check, load_yaml
 
@@ -336,6 +337,8 @@ class TaskSpec(BaseModel):
     seed: Annotated[WholeNumber, Field(ge=0, lt=2**31)] = 0
     priority: Annotated[WholeNumber, Field(ge=-1000, le=1000)] = 0
     timeout: Seconds | None = None
+    limits: TaskLimits = TaskLimits()
+    """What each run of it may use, beside its time."""
     max_retries: Annotated[WholeNumber, Field(ge=0, le=100)] = 2
     num_gpus: Annotated[Amount, Field(ge=0, le=1024)] = 0.0
     num_cpus: Annotated[Amount, Field(gt=0, le=4096)] = 1.0
@@ -433,7 +436,9 @@ class TaskSpec(BaseModel):
         if self.kind == "command":
             return ["seed: has no effect in a command"] if seeded else []
         if self.kind == "prompts":
-            return ["seed: has no effect here; put it under `options`"] if seeded else []
+            said = ["seed: has no effect here; put it under `options`"] if seeded else []
+            limited = "limits" in self.model_fields_set
+            return said + (["limits: has no effect here: prompts run nothing"] if limited else [])
         ignored = [name for name in ("model", "num_ideas") if getattr(self, name) is not None]
         return [
             f"{name}: has no effect with researcher: sweep, which uses no model"

@@ -25,6 +25,7 @@ from labd.command.run import Attempt, Report, left_in, limits_of, run_command
 from labd.errors import ConfigError, LabdError, SandboxError, StorageError, TaskFileError
 from labd.files import JsonLines
 from labd.journal import Journal
+from labd.limits import TaskLimits, settled
 from labd.log import Logger, file_logger
 from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig, SandboxResult, sweep
 from labd.task import TaskFile, TaskSpec, parse_task
@@ -155,7 +156,8 @@ def warm_up(config: Mapping[str, Any]) -> None:
     sandbox.end_stuck()
     sweep(Path(config["results"]) / AHEAD)
     # Time and room on the disk are each run's own; a sandbox that waits has only the other limits.
-    limits = limits_of(settings, wall_s=1.0, room_bytes=settings["disk_bytes"])
+    usual = settled(settings, TaskLimits())
+    limits = limits_of(usual, wall_s=1.0, room_bytes=settings["disk_bytes"])
     ahead = Ahead(sandbox, Path(config["results"]) / AHEAD, limits=limits)
     ahead.prime()
     atexit.register(ahead.close)
@@ -285,7 +287,11 @@ def _run_command(
         where=job["file_name"],
         fence=_fence(job),
         allow_network=job["allow_network"],
-        limits=limits_of(job["sandbox"], wall_s=job["timeout_s"], room_bytes=_room(job)),
+        limits=limits_of(
+            settled(job["sandbox"], task.spec.limits),
+            wall_s=job["timeout_s"],
+            room_bytes=_room(job),
+        ),
         ahead=ahead,
     )
 
@@ -359,7 +365,7 @@ def _research(
         spec.template or "", roots=[Path(root) for root in job["template_roots"]]
     )
     tools = Tools(
-        sandbox=_CappedSandbox(job["sandbox"], job["min_free_bytes"], pool),
+        sandbox=_CappedSandbox(job["sandbox"], spec.limits, job["min_free_bytes"], pool),
         cancelled=threading.Event(),
         progress=_progress(log),
     )
@@ -397,28 +403,29 @@ def _brief(
 
 
 class _CappedSandbox:
-    """The sandbox with the settings' ceilings over what a template asks for, and room left on the disk."""
+    """The sandbox with the settings' limits over what a template asks for, or the task's own, and room left on the disk."""
 
     def __init__(
-        self, settings: Mapping[str, Any], reserve_bytes: int, pool: "Pool | None"
+        self,
+        settings: Mapping[str, Any],
+        asked: TaskLimits,
+        reserve_bytes: int,
+        pool: "Pool | None",
     ) -> None:
         self._pool = pool
         self._box = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
-        self._settings = settings
+        self._caps = settled(settings, asked)
+        self._asked = asked
         self._reserve_bytes = reserve_bytes
 
     def run(
         self, argv: Sequence[str], *, workdir: Path, limits: Limits, **rest: Any
     ) -> SandboxResult:
-        caps = self._settings
         room = shutil.disk_usage(workdir).free - self._reserve_bytes
-        capped = replace(
-            limits,
-            memory_bytes=min(limits.memory_bytes, caps["memory_bytes"]),
-            processes=min(limits.processes, caps["processes"]),
-            disk_bytes=max(1, min(limits.disk_bytes, caps["disk_bytes"], room)),
-            output_bytes=min(limits.output_bytes, caps["output_bytes"]),
-        )
+        capped = limits_of(self._caps, wall_s=limits.wall_s, room_bytes=room)
+        if self._asked.memory is None:
+            memory_bytes = min(limits.memory_bytes, capped.memory_bytes)
+            capped = replace(capped, memory_bytes=memory_bytes)
         with _gpus_free(self._pool, rest.get("gpus", ()), capped.wall_s):
             return self._box.run(argv, workdir=workdir, limits=capped, **rest)
 

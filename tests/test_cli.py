@@ -180,6 +180,40 @@ def test_every_verb_has_worked_examples_in_its_help() -> None:
         "doctor",
         "models",
         "nodes",
+        "sandbox",
     ):
         assert verb in helped
         assert "Examples:" in labd(None, verb, "--help").stdout
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        (["sh", "-c", "id -u; exit 7"], 7, "1000"),
+        (["sh", "-c", "kill -SEGV $$"], 139, ""),
+        (["sh", "-c", "echo begun; sleep 60"], 124, "begun"),
+        (["no-such-command"], 127, "no-such-command"),
+    ],
+)
+def test_a_command_can_be_tried_in_the_sandbox(
+    home: Home, command: list[str], code: int, says: str
+) -> None:
+    done = labd(home.root, "sandbox", "--timeout", "2s", "--", *command)
+    assert done.returncode == code, done.stderr
+    assert says in done.stdout
+    assert "labd: limits: time 2.0 s; memory 4 GiB for all processes together" in done.stderr
+
+
+@pytest.mark.sandbox
+def test_a_tried_command_writes_the_directory_that_was_named_and_nothing_else(
+    home: Home, tmp_path: Path
+) -> None:
+    work = tmp_path / "try"
+    script = f"echo x >made; cat {home.root}/spool/secret"
+    (home.spool / "secret").write_text("a secret")
+    done = labd(home.root, "sandbox", "--workdir", str(work), "--", "sh", "-c", script)
+    assert done.returncode == 1
+    assert "a secret" not in done.stdout
+    assert (work / "made").read_text() == "x\n"
+    assert labd(home.root, "sandbox", "--network", "--", "true").returncode == 1

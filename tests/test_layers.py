@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "labd"
 
 GROUND = {"errors", "clock", "text"}
-FILES = GROUND | {"files", "yamlfile"}
+FILES = GROUND | {"files", "yamlfile", "limits"}
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
@@ -17,13 +17,15 @@ MAY_KNOW: dict[str, set[str]] = {
     "yamlfile": {"text"},
     "log": set(),
     "task": FILES,
-    "settings": FILES | {"task"},
+    "settings": FILES | {"task", "promises"},
     "spool": FILES | {"task"},
     "archive": FILES | {"task"},
     "journal": FILES,
     "scheduler": set(),
     "llm": FILES,
-    "sandbox": FILES,
+    "promises": set(),
+    "limits": {"clock"},
+    "sandbox": FILES | {"promises"},
     "template": FILES | {"task"},
     "command": FILES | {"task", "sandbox"},
     "prompts": FILES | {"task", "command", "llm", "log"},
@@ -48,6 +50,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "lab": FILES | {"task", "settings", "spool", "archive", "drop"},
     "inventory": GROUND | {"lab", "settings", "llm"},
     "doctor": GROUND | {"task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
+    "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
     "follow": GROUND | {"lab"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND
@@ -59,6 +62,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "daemon",
         "doctor",
         "inventory",
+        "boxed",
         "watch",
         "log",
         "page",

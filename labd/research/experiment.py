@@ -219,7 +219,8 @@ def _judge(result: SandboxResult, template: Template, work: Path) -> _Measured:
     over = {
         Ending.OUTPUT_LIMIT: "it printed more than it may",
         Ending.DISK_LIMIT: "it wrote more to disk than it may",
-        Ending.MEMORY_LIMIT: f"it took more than its {template.memory_bytes / 2**20:.0f} MiB of memory",
+        Ending.CPU_LIMIT: "it used more CPU time than it may",
+        Ending.MEMORY_LIMIT: "it took more memory than it may",
     }
     if result.ending is Ending.TIMED_OUT:
         reason = f"it did not end within its {template.time_limit_s:g} s"

@@ -7,9 +7,9 @@ supervising thread do the rest.
 
 No sandbox, no run: `Sandbox.run` refuses where the host can't keep a promise, and names the remedy.
 
-Memory is not yet held by a cgroup. Each process is limited by the kernel (RLIMIT_DATA), the whole tree by
-polling, so that many processes together may pass the limit for a moment before they are killed. Disk is
-polled too. GPU devices are passed by what is published; that was never run on a machine with a GPU.
+Memory is held by the kernel: of each process by RLIMIT_DATA, of all together by a control group. Where none can
+be made, the whole tree is polled, so that many processes together may pass the limit for a moment before they
+are killed; that is a gap named ``cgroup``. Disk and CPU time are polled. GPU devices are passed by what is published.
 """
 
 from labd.sandbox.ahead import Ahead, sweep

@@ -53,8 +53,8 @@ class Maker(Protocol):
 class Ahead:
     """Keeps one sandbox waiting for its command below `base`, made where it is not there. Any thread may use it.
 
-    It serves runs of the sandbox it was made with, for the same memory, processes, sizes of files and of private
-    places, inputs and network, without GPUs, into an absent or empty directory of the same file system. Other
+    It serves runs of the sandbox it was made with, for the same memory, processes, CPU, sizes of files and of
+    private places, inputs and network, without GPUs, into an absent or empty directory of the same file system. Other
     runs, and a second one at the same time, start a sandbox of their own. One that has waited for ten minutes is
     replaced by another.
 
@@ -134,7 +134,7 @@ class Ahead:
 def _shape(request: Request) -> tuple[object, ...]:
     """Give what a sandbox can't change any more once it was started."""
     limits = request.limits
-    sizes = (limits.file_bytes, limits.shm_bytes, limits.tmp_bytes)
+    sizes = (limits.file_bytes, limits.shm_bytes, limits.tmp_bytes, limits.cpus, limits.cpu_s)
     inputs = sorted(request.read_only.items())
     return limits.memory_bytes, limits.processes, sizes, inputs, request.gpus, request.network
 
@@ -251,7 +251,10 @@ class _Spare:
             command, uid = self._maker.recipe(replace(request, workdir=place.path))
             if uid is not None:
                 hand_over(place.fd, uid)
-            with held(command, uid) as (sandbox, init_pid), Meter(init_pid, place.fd) as meter:
+            with (
+                held(command, uid) as (sandbox, init_pid),
+                Meter(init_pid, place.fd, sandbox.group) as meter,
+            ):
                 self._place = place
                 self._settled.set()
                 order = self._awaited(sandbox)

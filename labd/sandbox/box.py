@@ -6,6 +6,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 from labd.errors import SandboxError, StorageError
 from labd.sandbox import gaps as find
 from labd.sandbox.ahead import Ahead
+from labd.sandbox.cgroup import Base, Plan, find_base
+from labd.sandbox.cgroup import sweep as sweep_groups
 from labd.sandbox.command import binds_of, environment, options, syscall_filter
 from labd.sandbox.held import StartFailed, held
 from labd.sandbox.interpreter import WORK, interpreter
@@ -44,6 +47,7 @@ class Sandbox:
         self._mutex = threading.Lock()
         self._gaps: list[Gap] | None = None
         self._nested = False
+        self._base = Base()
 
     def gaps(self) -> list[Gap]:
         """Give the promises that can't be kept on this host; none is the normal case. Tried once, then remembered."""
@@ -51,11 +55,15 @@ class Sandbox:
             if self._gaps is None:
                 found = find.of_tools(self._config.bwrap)
                 missing = {gap.name for gap in found} - {"seccomp"}
-                self._gaps = found if missing else found + self._probe()
+                self._gaps = found if missing else found + self._tried()
             return list(self._gaps)
 
     def end_stuck(self) -> int:
-        """End what bubblewraps of this user left behind that were killed with their workers; give how many."""
+        """End what bubblewraps of this user left behind that were killed with their workers; give how many.
+
+        Control groups of dead processes go as well.
+        """
+        sweep_groups(self._base)
         return end_stuck(os.geteuid() if self._uid is None else self._uid)
 
     def run(
@@ -99,7 +107,7 @@ class Sandbox:
             StorageError: the log or the working directory could not be written or read.
 
         """
-        self._refuse_gaps()
+        self._refuse_gaps(limits)
         asked = Request(
             tuple(argv), workdir, dict(read_only), dict(env), limits, tuple(gpus), network, cwd
         )
@@ -107,10 +115,7 @@ class Sandbox:
             with suppress(FileExistsError, FileNotFoundError):
                 workdir.mkdir()
         request = _checked(asked, root=self._uid is not None)
-        if log is not None and log.parent.resolve().is_relative_to(request.workdir):
-            raise SandboxError(
-                f"the log {log} lies where the run can write", fix="Put it outside the workdir"
-            )
+        _refuse_log(log, request.workdir)
         try:
             return self._run(request, log, cancelled or threading.Event(), ahead)
         except StartFailed as error:
@@ -121,7 +126,7 @@ class Sandbox:
                 f"a sandboxed run was ended: {error}", where=str(request.workdir)
             ) from error
 
-    def _refuse_gaps(self) -> None:
+    def _refuse_gaps(self, limits: Limits) -> None:
         open_gaps = [gap for gap in self.gaps() if gap.name not in self._config.allow_missing]
         if open_gaps:
             raise SandboxError(
@@ -129,6 +134,11 @@ class Sandbox:
                 where="sandbox",
                 fix=". ".join(dict.fromkeys(gap.fix for gap in open_gaps)),
             )
+        if limits.cpus is None or "cpu" in self._base.controllers:
+            return
+        if "cpus" not in self._config.allow_missing:
+            gap = find.of_cpus(limits.cpus)
+            raise SandboxError(gap.what, where=gap.name, fix=gap.fix)
 
     def recipe(self, request: Request) -> tuple[Command, int | None]:
         """Give how to start a sandbox for a request, and as which user (``None``: as ourselves).
@@ -137,7 +147,7 @@ class Sandbox:
             SandboxError: the host can't keep a promise, or the request can't be met.
 
         """
-        self._refuse_gaps()
+        self._refuse_gaps(request.limits)
         return self._command(_checked(request, root=self._uid is not None)), self._uid
 
     def _run(
@@ -183,7 +193,7 @@ class Sandbox:
         def whole() -> Seen:
             with (
                 held(command, self._uid) as (sandbox, init_pid),
-                Meter(init_pid, order.workdir_fd) as meter,
+                Meter(init_pid, order.workdir_fd, sandbox.group) as meter,
             ):
                 return follow(sandbox, meter, order)
 
@@ -200,7 +210,43 @@ class Sandbox:
             options=lambda sources: options(request, python, binds, sources, nested=self._nested),
             rlimits=rlimits(request.limits, gpus=bool(request.gpus)),
             syscall_filter=syscall_filter(),
+            group=self._plan(request.limits),
         )
+
+    def _plan(self, limits: Limits) -> Plan | None:
+        if self._base.unified is None and not self._base.controllers:
+            return None
+        return Plan(self._base, limits.memory_bytes, limits.processes, limits.cpus)
+
+    def _tried(self) -> list[Gap]:
+        """Give the promises that are broken when they are tried, those of a sandbox before those of its limits."""
+        self._base = find_base()
+        found = self._probe()
+        group = [gap for gap in found if gap.name == "cgroup"]
+        if group:  # one that can't be used after all
+            self._base = Base(problem=group[0].what)
+            found = self._probe()
+        if found:
+            return found + group
+        if self._base.problem:
+            group = group or [find.of_group(self._base.problem)]
+        return group + self._limit_gaps(grouped=not self._base.problem)
+
+    def _limit_gaps(self, *, grouped: bool) -> list[Gap]:
+        trials = (*find.TRIALS, *((find.GROUP_TRIAL,) if grouped else ()))
+        with ThreadPoolExecutor(len(trials) + 1, "labd-trial") as pool:
+            limited = pool.submit(self._trial, find.LIMITS_TRIAL)
+            results = list(pool.map(self._trial, trials))
+        found = find.of_limits(limited.result().output, find.LIMITS_TRIAL.limits)
+        for trial, result in zip(trials, results, strict=True):
+            found += find.of_trial(trial, result)
+        return found
+
+    def _trial(self, trial: find.Trial) -> SandboxResult:
+        with tempfile.TemporaryDirectory(prefix="labd-trial-") as name:
+            argv = ("sh", "-c", trial.script)
+            request = Request(argv, Path(name), {}, {}, trial.limits)
+            return self._run(request, None, threading.Event())
 
     def _probe(self) -> list[Gap]:
         """Start a real sandbox, and give what it shows; without the ban on nesting if it won't start with it."""
@@ -225,6 +271,13 @@ class Sandbox:
             output = self._run(request, None, threading.Event()).output
         names = environment(interpreter(), network=False)
         return find.of_probe(output, names, filtered=syscall_filter() is not None)
+
+
+def _refuse_log(log: Path | None, workdir: Path) -> None:
+    if log is not None and log.parent.resolve().is_relative_to(workdir):
+        raise SandboxError(
+            f"the log {log} lies where the run can write", fix="Put it outside the workdir"
+        )
 
 
 def _checked(request: Request, *, root: bool) -> Request:

@@ -7,11 +7,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from labd.errors import SandboxError
+from labd.promises import PROMISES
 from labd.sandbox.command import syscall_filter
 from labd.sandbox.interpreter import interpreter
-from labd.sandbox.model import Gap
+from labd.sandbox.model import Ending, Gap, Limits, SandboxResult
 
 _TOOL_TIMEOUT_S = 5.0
 _MIN_VERSION = (0, 8)
@@ -36,7 +38,13 @@ _POWERLESS = (
 _CONFINED = (
     "Leave labd free to set resource limits: see the security module's log (dmesg, journalctl)"
 )
+_DELEGATE = (
+    "Start labd where systemd gives it a control group (a unit with Delegate=yes; in a shell: systemd-run --user"
+    " --scope -p Delegate=yes labd up), or accept that the memory of all processes together is only looked at"
+    " ten times a second: sandbox: {allow_missing: [cgroup]}"
+)
 _REMEDIES = (
+    ("control group:", "cgroup", _DELEGATE),
     ("unshare: ", "root", _POWERLESS),
     ("mount: ", "root", _POWERLESS),
     ("prctl: ", "root", _POWERLESS),
@@ -58,6 +66,101 @@ echo "env:$(tr '\\0' '\\n' </proc/1/environ | cut -d= -f1 | tr '\\n' ' ')"
 unshare -U true 2>/dev/null && echo userns:made
 ( : >/usr/labd-probe ) 2>/dev/null && echo usr:written
 echo probe:done"""
+
+
+# Each line says that something was possible. What starts many processes comes last: nothing can start after it.
+_LIMITS_PROBE = """cat /proc/self/limits
+for file in /work/a /tmp/a /dev/shm/a; do head -c 3M /dev/zero >$file; done 2>/dev/null
+[ $(wc -c </tmp/a) -gt 2097152 ] && echo open:tmp_size
+[ $(wc -c </dev/shm/a) -gt 2097152 ] && echo open:shm_size
+head -c 5M /dev/zero 2>/dev/null >/work/b
+[ $(wc -c </work/b) -gt 4194304 ] && echo open:file_size
+( i=0; while [ $i -lt 24 ]; do sleep 60 & i=$((i+1)); done; echo open:processes ) 2>/dev/null
+echo probe:done"""
+_MIB = 2**20
+
+
+def _limits(**changes: float) -> Limits:
+    small = {"wall_s": 20, "memory_bytes": 128 * _MIB, "processes": 16, "disk_bytes": 32 * _MIB}
+    return Limits(**{**small, "output_bytes": 2**16, **changes})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A run that goes beyond one limit, and what must come of it."""
+
+    name: str
+    script: str
+    limits: Limits
+    ending: Ending
+
+
+LIMITS_TRIAL = Trial(
+    "limits",
+    _LIMITS_PROBE,
+    _limits(file_bytes=4 * _MIB, tmp_bytes=2 * _MIB, shm_bytes=2 * _MIB),
+    Ending.EXITED,
+)
+# Each would go on for a minute if its limit did not hold.
+TRIALS = (
+    Trial("time", "sleep 60", _limits(wall_s=0.1), Ending.TIMED_OUT),
+    Trial("cpu_time", "while :; do :; done", _limits(cpu_s=0.05), Ending.CPU_LIMIT),
+    Trial("output", "yes", _limits(output_bytes=4096), Ending.OUTPUT_LIMIT),
+    Trial(
+        "disk",
+        "head -c 4M /dev/zero >a; sleep 60",
+        _limits(disk_bytes=_MIB),
+        Ending.DISK_LIMIT,
+    ),
+    Trial(
+        "file_count",
+        "for i in 1 2 3 4 5 6 7 8; do : >$i; done; sleep 60",
+        _limits(files=4),
+        Ending.DISK_LIMIT,
+    ),
+)
+GROUP_TRIAL = Trial(
+    "cgroup",
+    "head -c 48M /dev/zero >/tmp/a; sleep 60",
+    _limits(memory_bytes=32 * _MIB, tmp_bytes=64 * _MIB),
+    Ending.MEMORY_LIMIT,
+)
+
+
+def of_group(problem: str) -> Gap:
+    """Give the gap of a host on which runs have no control group with a limit for memory."""
+    return Gap("cgroup", f"no kernel limit for the memory of a whole run: {problem}", _DELEGATE)
+
+
+def of_cpus(cpus: float) -> Gap:
+    """Give the gap of a run that asks for a limit of CPUs where there is no control group for that."""
+    fix = "Leave `cpus` out, or: " + _DELEGATE.replace("[cgroup]", "[cpus]").replace(
+        "that the memory of all processes together is only looked at ten times a second",
+        "that this limit does not hold",
+    )
+    return Gap("cpus", f"a run can't be held to {cpus:g} CPUs here", fix)
+
+
+def of_limits(output: str, limits: Limits) -> list[Gap]:
+    """Give the limits that the kernel does not hold, by what `LIMITS_TRIAL` said."""
+    lines = output.splitlines()
+    open_ones = {line.removeprefix("open:") for line in lines if line.startswith("open:")}
+    data = next((line.split()[3] for line in lines if line.startswith("Max data size")), "?")
+    if not data.isdecimal() or int(data) > limits.memory_bytes:
+        open_ones.add("process_memory")
+    if "probe:done" not in lines:
+        open_ones.add("limits")
+    return [_unheld(name) for name in sorted(open_ones)]
+
+
+def of_trial(trial: Trial, result: SandboxResult) -> list[Gap]:
+    """Give the gap that a trial found, if any."""
+    return [] if result.ending is trial.ending else [_unheld(trial.name)]
+
+
+def _unheld(name: str) -> Gap:
+    fix = "This host's bubblewrap or kernel does something unusual: update them"
+    return Gap(name, f"a limit does not hold here: {PROMISES[name]}, is what should be", fix)
 
 
 def of_tools(bwrap: str) -> list[Gap]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 
 from labd.errors import SandboxError
+from labd.sandbox.cgroup import Group, made
 from labd.sandbox.launch import Command, Started, start
 from labd.sandbox.script import BEGUN, OPENING, READY
 from labd.text import head_and_tail, printable
@@ -25,6 +26,7 @@ KILL_TIMEOUT_S = 20.0
 _TICK_S = 0.05
 _CHUNK_BYTES = 65536
 _MAX_TALK_BYTES = 16384
+_GROUP = "control group:"
 _CHILD = re.compile(r'"child-pid"\s*:\s*(\d+)')
 _EXIT = re.compile(r'"exit-code"\s*:\s*(\d+)')
 
@@ -36,8 +38,9 @@ class StartFailed(Exception):
 class Held:
     """The handles on a started sandbox."""
 
-    def __init__(self, started: Started, held: ExitStack) -> None:
+    def __init__(self, started: Started, held: ExitStack, group: Group | None) -> None:
         self._held = held
+        self.group = group
         self._process = started.process
         self._input = held.enter_context(os.fdopen(started.input_fd, "wb", buffering=0))
         self._out_fd, self._status_fd = started.output_fd, started.status_fd
@@ -49,6 +52,8 @@ class Held:
         self._out_open = True
         self._awaited = b""
         self._outer_fd = self._hold_pid(self._process.pid)
+        # What it starts from now on is in the group as well, the sandbox's process 1 most likely.
+        self._into_group(self._process.pid)
         self._init_fd: int | None = None
         self._rusage: resource.struct_rusage | None = None
 
@@ -128,6 +133,7 @@ class Held:
                     f"not set up after {START_TIMEOUT_S:g} s: {printable(talk.decode(errors='replace'))}"
                 )
         pid = self._adopt_init()
+        self._into_group(pid)
         try:
             for number, value in rlimits.items():
                 resource.prlimit(pid, number, (value, value))
@@ -144,13 +150,16 @@ class Held:
         """
         if self._rusage is not None:
             return self._rusage
+        if self.group is not None:
+            self.group.kill()
         first = self._init_fd if self._init_fd is not None else self._outer_fd
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(first, signal.SIGKILL)
         dead = _is_dead(first, KILL_TIMEOUT_S)
         if not _is_dead(self._outer_fd, KILL_TIMEOUT_S if dead else 0):
             self._process.kill()
-        if not dead or not _is_dead(self._outer_fd, KILL_TIMEOUT_S):
+        dead = dead and _is_dead(self._outer_fd, KILL_TIMEOUT_S)
+        if not dead or not (self.group is None or self.group.wait_empty(KILL_TIMEOUT_S)):
             raise SandboxError(
                 f"a sandboxed process is still there {KILL_TIMEOUT_S:g} s after it was killed",
                 where=f"process {self._process.pid}",
@@ -167,6 +176,18 @@ class Held:
             return None
         code = int(found[1])
         return 128 - code if 128 < code <= 192 else code
+
+    def ran_out_of_memory(self) -> bool:
+        """Say whether the kernel killed something of it because its group's memory had run out."""
+        return self.group is not None and self.group.ran_out()
+
+    def _into_group(self, pid: int) -> None:
+        if self.group is None or self.group.holds(pid):
+            return
+        try:
+            self.group.add(pid)
+        except OSError as error:
+            raise StartFailed(f"{_GROUP} {error}") from error
 
     def _adopt_init(self) -> int:
         found = _CHILD.search(self._read_status())
@@ -232,13 +253,14 @@ def held(command: Command, uid: int | None) -> Iterator[tuple[Held, int]]:
         SandboxError: a process would not die.
 
     """
-    try:
-        started = start(command, uid)
-    except OSError as error:
-        raise StartFailed(str(error)) from error
     with ExitStack() as opened:
+        group = _group(command, opened)
         try:
-            run = Held(started, opened)
+            started = start(command, uid)
+        except OSError as error:
+            raise StartFailed(str(error)) from error
+        try:
+            run = Held(started, opened, group)
         except BaseException:
             started.process.kill()
             started.process.wait(KILL_TIMEOUT_S)
@@ -247,6 +269,15 @@ def held(command: Command, uid: int | None) -> Iterator[tuple[Held, int]]:
             yield run, run.wait_ready(command.rlimits)
         finally:
             run.end()
+
+
+def _group(command: Command, opened: ExitStack) -> Group | None:
+    if command.group is None:
+        return None
+    try:
+        return opened.enter_context(made(command.group))
+    except OSError as error:
+        raise StartFailed(f"{_GROUP} {error}") from error
 
 
 def _is_dead(pid_fd: int, timeout_s: float) -> bool:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from labd.sandbox.cgroup import Plan
 from labd.sandbox.command import TMP
 from labd.sandbox.interpreter import Bind
 from labd.sandbox.script import SHELL
@@ -52,6 +53,8 @@ class Command:
     rlimits: Mapping[int, int]
     """The kernel's limits for what runs inside, by number."""
     syscall_filter: bytes | None
+    group: Plan | None = None
+    """The control group to run it in, if there can be one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,25 +3,32 @@
 Processes are listed from the sandbox's own ``/proc``, which shows exactly those of its namespace, however
 they detached themselves. What is read changes meanwhile; a process that is gone counts nothing.
 
-Source: proc_pid_smaps_rollup(5), proc_pid_statm(5).
+Source: proc_pid_smaps_rollup(5), proc_pid_statm(5), proc_pid_stat(5), pidfd_send_signal(2).
 """
 
 import os
 import resource
+import signal
 import stat
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
+from labd.sandbox.cgroup import Group
 from labd.sandbox.command import HOME, SHM, TMP
 
 _PAGE_BYTES = resource.getpagesize()
 _MAX_READ_BYTES = 4096
+_STOPS = 5
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Meter:
-    """Measures the sandbox whose process 1 has host id `init_pid` and has been set up."""
+    """Measures the sandbox whose process 1 has host id `init_pid` and has been set up, by its `group` if it has one."""
 
-    def __init__(self, init_pid: int, workdir_fd: int) -> None:
+    def __init__(self, init_pid: int, workdir_fd: int, group: Group | None = None) -> None:
+        self.group = group
+        self._cpu_s = 0.0
         self._opened = ExitStack()
         root = f"/proc/{init_pid}/root"
         try:
@@ -59,8 +66,13 @@ class Meter:
         """Give what the sandbox holds now, or a sum that is no more than the peak so far.
 
         Private and mapped file pages, shared ones once, and shared memory: what is mapped, or what lies in the
-        sandbox's tmpfs and in the `unlinked_bytes` of memory files, whichever is more (they overlap).
+        sandbox's tmpfs and in the `unlinked_bytes` of memory files, whichever is more (they overlap). Where a
+        control group counts it, its own memory and shared memory.
         """
+        counted = None if self.group is None else self.group.memory_bytes()
+        if counted is not None:
+            self.peak_memory_bytes = max(counted, self.peak_memory_bytes or 0)
+            return counted
         lying = unlinked_bytes + sum(_used_bytes(fd) for fd in self._tmpfs_fds)
         pids = self._pids()
         bound = lying + sum(self._resident_bytes(pid) for pid in pids)
@@ -71,6 +83,58 @@ class Meter:
         held = sum(own for own, _ in sums) + max(lying, sum(shared for _, shared in sums))
         self.peak_memory_bytes = max(held, self.peak_memory_bytes or 0)
         return held
+
+    def lying_files(self) -> int:
+        """Give how many files the private place has that has most of them."""
+        return max(_used_files(fd) for fd in self._tmpfs_fds)
+
+    def cpu_s(self) -> float:
+        """Give the CPU time of all processes: exactly by a control group; else the largest sum seen of those that live and what they waited for."""
+        counted = None if self.group is None else self.group.cpu_s()
+        if counted is not None:
+            return counted
+        stats = [self._read(f"{pid}/stat").rpartition(")")[2].split() for pid in self._pids()]
+        used_s = sum(sum(map(int, stat[11:15])) for stat in stats if stat) / _TICKS_PER_S
+        # What nobody has waited for is gone from the sum when it ends.
+        self._cpu_s = max(used_s, self._cpu_s)
+        return self._cpu_s
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Keep all processes of the sandbox from running, as far as that can be, for the length of a block."""
+        if self.group is not None and self.group.freeze(frozen=True):
+            try:
+                yield
+            finally:
+                self.group.freeze(frozen=False)
+            return
+        stopped: set[str] = set()
+        try:
+            # Those that run may start others meanwhile; what was stopped before stays so afterwards.
+            for _ in range(_STOPS):
+                running = {pid for pid in self._pids() if pid != "1" and not self._is_stopped(pid)}
+                if not running:
+                    break
+                stopped |= running
+                self._signal(running, signal.SIGSTOP)
+            yield
+        finally:
+            self._signal(stopped, signal.SIGCONT)
+
+    def _is_stopped(self, pid: str) -> bool:
+        return self._read(f"{pid}/stat").rpartition(")")[2].split()[:1] in (["T"], ["Z"], [])
+
+    def _signal(self, pids: Iterable[str], number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(OSError):
+                # A directory of a process can be signalled like a pidfd, also one of an inner namespace.
+                fd = os.open(
+                    pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc_fd
+                )
+                try:
+                    signal.pidfd_send_signal(fd, number)
+                finally:
+                    os.close(fd)
 
     def _open(self, path: str) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -127,3 +191,8 @@ class Meter:
 def _used_bytes(fd: int) -> int:
     status = os.fstatvfs(fd)
     return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def _used_files(fd: int) -> int:
+    status = os.fstatvfs(fd)
+    return status.f_files - status.f_ffree

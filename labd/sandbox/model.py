@@ -22,7 +22,10 @@ class Limits:
 
     wall_s: float = 600.0
     memory_bytes: int = 4 * _GIB
-    """Of one process's writable memory (by the kernel), and of the whole tree (by polling)."""
+    """Of one process's writable memory, and of all processes with their files in memory and caches together.
+
+    The first is held by the kernel, the second by a control group; without one it is polled, without caches.
+    """
     processes: int = 256
     """Processes and threads together, at one time."""
     file_bytes: int = _GIB
@@ -30,7 +33,11 @@ class Limits:
     disk_bytes: int = 2 * _GIB
     """Blocks held by the working directory and by unlinked open files."""
     files: int = 100_000
-    """Entries of the working directory, at all depths."""
+    """Entries of the working directory, at all depths; and files in each private place."""
+    cpus: float | None = None
+    """How many CPUs the run may use at once; ``None``: all that there are. Held by a control group only."""
+    cpu_s: float | None = None
+    """CPU time of all its processes together; ``None``: as much as they get in `wall_s`."""
     output_bytes: int = 8 * _MIB
     """Of output kept, head and tail; a run that writes four times as much is killed."""
     shm_bytes: int = _GIB
@@ -39,9 +46,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not getattr(self, field.name) > 0:
+            value = getattr(self, field.name)
+            if not (value is None and field.default is None) and not value > 0:
                 raise SandboxError(
-                    f"the limit {field.name} is {getattr(self, field.name)!r}",
+                    f"the limit {field.name} is {value!r}",
                     fix="Limits are numbers above zero",
                 )
 
@@ -78,6 +86,7 @@ class Ending(StrEnum):
     OUTPUT_LIMIT = "output_limit"
     DISK_LIMIT = "disk_limit"
     MEMORY_LIMIT = "memory_limit"
+    CPU_LIMIT = "cpu_limit"
     KILLED = "killed"
     """Somebody outside killed the sandbox itself; the run says nothing about its command."""
 

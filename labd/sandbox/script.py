@@ -8,6 +8,7 @@ kills whatever is left.
 Source: POSIX.1-2024, Shell Command Language, 2.9.4 (compound commands), and the utilities sh and exec.
 """
 
+import math
 import os
 import re
 import resource
@@ -97,6 +98,9 @@ def _rlimits(limits: Limits, *, gpus: bool) -> Iterator[tuple[int, int]]:
     if not gpus:  # the driver pins memory, and maps far more than it uses
         wanted[resource.RLIMIT_MEMLOCK] = 64 * 2**20
         wanted[resource.RLIMIT_DATA] = limits.memory_bytes
+    if limits.cpu_s is not None:
+        # Of each process; the sum over all is looked at from outside, and comes first.
+        wanted[resource.RLIMIT_CPU] = math.ceil(limits.cpu_s) + 1
     for number, value in wanted.items():
         hard = resource.getrlimit(number)[1]
         yield number, value if hard == resource.RLIM_INFINITY else min(value, hard)

@@ -1,5 +1,7 @@
 """Watching one sandboxed run from go to the proof of its death."""
 
+import math
+import os
 import resource
 import time
 from dataclasses import dataclass, field
@@ -62,8 +64,14 @@ def follow(run: Held, meter: Meter, order: Order) -> Seen:
     ending = _follow(run, _Watch(meter, limits, order.workdir_fd, begun_s), order)
     wall_s = time.monotonic() - begun_s
     rusage = run.end()
+    cpu_s = max(rusage.ru_utime + rusage.ru_stime, meter.cpu_s())
+    peak = peak_bytes(meter.peak_memory_bytes, rusage)
+    if run.ran_out_of_memory():
+        peak = max(limits.memory_bytes, peak or 0)
     for chunk in run.chunks():
         output.feed(chunk)
+    if ending is Ending.EXITED and run.ran_out_of_memory():
+        ending = Ending.MEMORY_LIMIT
     if ending is Ending.EXITED and output.total_bytes > 4 * limits.output_bytes:
         ending = Ending.OUTPUT_LIMIT
     exit_code = run.exit_code() if ending is Ending.EXITED else None
@@ -73,8 +81,8 @@ def follow(run: Held, meter: Meter, order: Order) -> Seen:
         ending=ending,
         exit_code=exit_code,
         wall_s=wall_s,
-        cpu_s=rusage.ru_utime + rusage.ru_stime,
-        peak_memory_bytes=peak_bytes(meter.peak_memory_bytes, rusage),
+        cpu_s=cpu_s,
+        peak_memory_bytes=peak,
         begun=run.begun(),
     )
 
@@ -102,6 +110,8 @@ def _follow(run: Held, watch: "_Watch", order: Order) -> Ending:
             return Ending.CANCELLED
         if output.total_bytes > 4 * watch.limits.output_bytes:
             return Ending.OUTPUT_LIMIT
+        if run.ran_out_of_memory():
+            return Ending.MEMORY_LIMIT
         broken = watch.broken(time.monotonic())
         if broken is not None:
             return broken
@@ -114,6 +124,7 @@ class _Watch:
         self.limits = limits
         self._meter = meter
         self._workdir_fd = workdir_fd
+        self._free_bytes = _free_bytes(workdir_fd)
         self._deadline_s = begun_s + limits.wall_s
         self._pause_s = _FIRST_POLL_S
         self._next_poll_s = begun_s + _FIRST_POLL_S
@@ -136,9 +147,33 @@ class _Watch:
 
     def _measure(self) -> Ending | None:
         on_disk, in_memory = self._meter.unlinked_bytes()
-        if self._meter.memory_bytes(in_memory) > self.limits.memory_bytes:
+        held_bytes = self._meter.memory_bytes(in_memory)
+        if self._meter.group is None and held_bytes > self.limits.memory_bytes:
             return Ending.MEMORY_LIMIT
-        used = usage(self._workdir_fd, self.limits.files)
-        if not used.whole or used.size_bytes + on_disk > self.limits.disk_bytes:
+        if self._meter.cpu_s() > (self.limits.cpu_s or math.inf):
+            return Ending.CPU_LIMIT
+        if self._over(on_disk) or (self._is_suspect() and self._over_when_still()):
             return Ending.DISK_LIMIT
         return None
+
+    def _over(self, on_disk: int) -> bool:
+        used = usage(self._workdir_fd, self.limits.files)
+        return (
+            not used.whole
+            or used.size_bytes + on_disk > self.limits.disk_bytes
+            or self._meter.lying_files() > self.limits.files
+        )
+
+    def _is_suspect(self) -> bool:
+        """Say whether more has gone from the disk than this run may take, though perhaps to others."""
+        return self._free_bytes - _free_bytes(self._workdir_fd) > self.limits.disk_bytes
+
+    def _over_when_still(self) -> bool:
+        """Look while nothing moves: files that wander between directories escape a look at a living tree."""
+        with self._meter.still():
+            return self._over(self._meter.unlinked_bytes()[0])
+
+
+def _free_bytes(fd: int) -> int:
+    status = os.fstatvfs(fd)
+    return status.f_bavail * status.f_frsize

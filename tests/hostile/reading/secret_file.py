@@ -1,0 +1,7 @@
+"""Escape: the file of another is read."""
+
+import json
+
+stage = json.load(open("stage.json"))
+
+print("ESCAPED", open(stage["canary"]).read())

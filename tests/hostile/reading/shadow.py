@@ -1,0 +1,5 @@
+"""Escape: the system's passwords are read."""
+
+NEEDS_ROOT = True
+
+print("ESCAPED", open("/etc/shadow").read()[:10])
