@@ -23,11 +23,9 @@ from labd.llm.errors import EndpointDown, ModelError
 from labd.llm.finding import Machine, find_own, found_on, placed, reach
 from labd.llm.hands import DirectHands
 from labd.llm.model import Endpoint, Look
-from labd.llm.wireform import Call
 
 THREADS = 128
 """Calls that the actor works on at once: each worker process has one that waits."""
-CALL_TIMEOUT_S = 60.0
 _ASK_AGAIN_S = 60.0
 """After so long a node is asked again on which no Ollama was found, or one that only it can reach."""
 _FIND_TIMEOUT_S = 20.0
@@ -223,25 +221,6 @@ def make(options: Mapping[str, Any], node_id: str, **more: Any) -> Any:
         }
     )
     return actor.remote(dict(options), node_id)
-
-
-def call_to(actor: Any) -> Call:
-    """Give a worker's way to the broker."""
-
-    def call(method: str, /, **data: Any) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = ray.get(
-                actor.answer.remote(method, data), timeout=CALL_TIMEOUT_S
-            )
-        except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError("the broker of models did not answer") from error
-        except ray.exceptions.RayError as error:
-            raise ConnectionError(
-                f"the broker of models is gone: {type(error).__name__}"
-            ) from error
-        return answer
-
-    return call
 
 
 def machines_of(local_id: str) -> list[Machine]:

@@ -15,13 +15,13 @@ from typing import Any
 import ray
 
 from labd import __version__
+from labd.engine.calls import Call, calls_to
 from labd.engine.processes import sharing_lock, wait_for_any
 from labd.errors import EngineError, LabdError
 
 SCRATCH_VARIABLE = "LABD_SCRATCH"
 """In the environment of a node's Ray: where attempts of labs on other machines have their directories."""
 
-_CALL_TIMEOUT_S = 60.0
 _EXIT_DELAY_S = 0.5
 _followed: set[int] = set()
 
@@ -57,7 +57,7 @@ def run_job(
         return _run_away(job, gpus, _scratch(lab["lab"]), archive, models)
     _follow(lab["owner_pid"])
     with sharing_lock(Path(lab["lock_path"])):
-        return worker.run(job, gpus, models=_call_to(models))
+        return worker.run(job, gpus, models=_broker(models))
 
 
 def warm_up(config: dict[str, Any], lab: Mapping[str, Any], version: str, away: bool) -> None:  # noqa: FBT001 - Ray's arguments are best plain
@@ -101,12 +101,8 @@ def _follow(owner_pid: int) -> None:
     threading.Thread(target=watch, name="owner", daemon=True).start()
 
 
-def _call_to(models: Any) -> Any:
-    if models is None:
-        return None
-    from labd.engine.models import call_to  # noqa: PLC0415 - most commands need none of it
-
-    return call_to(models)
+def _broker(models: Any) -> Call | None:
+    return None if models is None else calls_to(models, "the broker of models")
 
 
 def _run_away(
@@ -116,17 +112,7 @@ def _run_away(
     from labd import worker  # noqa: PLC0415 - as in `run_job`
     from labd.shipping import Mirror  # noqa: PLC0415 - as in `run_job`
 
-    def call(method: str, /, **data: Any) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = ray.get(
-                archive.answer.remote(method, data), timeout=_CALL_TIMEOUT_S
-            )
-        except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError("the archive did not answer") from error
-        except ray.exceptions.RayError as error:
-            raise ConnectionError(f"the archive is gone: {type(error).__name__}") from error
-        return answer
-
+    call = calls_to(archive, "the archive")
     mine = threading.current_thread()
 
     def end(error: LabdError) -> None:
@@ -136,7 +122,7 @@ def _run_away(
             os._exit(1)
 
     with Mirror(call, job, scratch / "attempts", on_lost=end) as mirror:
-        return worker.run(mirror.job, gpus, mirror.on_step, models=_call_to(models))
+        return worker.run(mirror.job, gpus, mirror.on_step, models=_broker(models))
 
 
 def _scratch(lab: str) -> Path:
