@@ -53,6 +53,12 @@ class Bench:
             "lab": lab,
             "lock_path": str(root / "workers.lock"),
             "worker": {"results": str(self.results), "sandbox": sandbox, "min_free_bytes": 2**20},
+            "models": {
+                "endpoints": [],
+                "discover": False,
+                "rules": {},
+                "status_path": str(root / "models.json"),
+            },
         }
         self._sandbox = sandbox
         self._wake = threading.Event()
