@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -123,6 +124,7 @@ def test_who_has_less_gets_the_next_slot_and_who_has_all_is_asked_for_one_back()
     for _ in range(4):
         bench.want(holder="greedy")
     first = bench.grants()
+    bench.now_s += 1
     mine = bench.want(holder="late")
     recalls = [a for a in bench.step() if isinstance(a, Recall)]
     assert len(recalls) == 1
@@ -175,6 +177,32 @@ def test_a_model_that_only_another_node_can_reach_is_missing_and_the_error_says_
     error = bench.refusal()
     assert isinstance(error, ModelMissing)
     assert "far has it" in str(error)
+
+
+def test_what_a_step_costs_grows_no_faster_than_the_number_of_those_who_wait() -> None:
+    def calls(waiting: int) -> int:
+        bench = Bench(*(Endpoint(f"e{i}", f"http://e{i}", slots=4) for i in range(4)))
+        for i in range(4):
+            bench.seen(f"e{i}", look(*"abcdefgh", loaded=("abc"[i % 3],)))
+        for i in range(waiting):
+            bench.want("abc"[i % 3], holder=f"h{i % 100}")
+        bench.step(after_s=1)
+        made = 0
+
+        def count(_: object, event: str, __: object) -> None:
+            nonlocal made
+            made += event in {"call", "c_call"}
+
+        sys.setprofile(count)
+        try:
+            bench.router.step(bench.now_s)
+        finally:
+            sys.setprofile(None)
+        return made
+
+    few, many = calls(200), calls(400)
+    assert many < 2.2 * few
+    assert many < 40 * 400
 
 
 # --- what is loaded when

@@ -6,7 +6,7 @@ a node's GPUs in the same way.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,11 +47,70 @@ class Want:
     """Requests like it that the holder will make after it."""
     stuck_since_s: float | None = None
     """Since when no endpoint could be asked at all."""
+    name: str = field(init=False)
+    """The model's name in the form in which names are compared."""
+
+    def __post_init__(self) -> None:
+        self.name = name_of(self.model)
 
     @property
-    def name(self) -> str:
-        """The model's name in the form in which names are compared."""
-        return name_of(self.model)
+    def likeness(self) -> "Likeness":
+        """What tells wants apart: those of one likeness can be served by the same endpoints."""
+        return self.name, self.node_id, self.num_ctx, self.tried
+
+
+Likeness = tuple[str, str, int, frozenset[str]]
+
+
+class Wants(MutableMapping[str, Want]):
+    """Wants by ticket. Hundreds may wait for the same, so those that are alike are looked at once."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Want] = {}
+        self._alike: dict[Likeness, dict[str, Want]] = {}
+        self.holders: Counter[str] = Counter()
+        """How many each holder has."""
+
+    def __getitem__(self, ticket: str) -> Want:
+        return self._all[ticket]
+
+    def __setitem__(self, ticket: str, want: Want) -> None:
+        self.pop(ticket, None)
+        self._all[ticket] = want
+        self._alike.setdefault(want.likeness, {})[ticket] = want
+        self.holders[want.holder] += 1
+
+    def __delitem__(self, ticket: str) -> None:
+        want = self._all.pop(ticket)
+        alike = self._alike[want.likeness]
+        del alike[ticket]
+        if not alike:
+            del self._alike[want.likeness]
+        self.holders[want.holder] -= 1
+        if not self.holders[want.holder]:
+            del self.holders[want.holder]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def alike(self, name: str | None = None) -> list[list[Want]]:
+        """Give all wants, or those for one model, in lists of those that are alike, the longest wait first."""
+        return [
+            sorted(wants.values(), key=lambda want: want.since_s)
+            for likeness, wants in self._alike.items()
+            if name in {None, likeness[0]}
+        ]
+
+    def kinds(self, name: str | None = None) -> list[Want]:
+        """Give one want, any, of each likeness, for all models or for one."""
+        return [
+            next(iter(wants.values()))
+            for likeness, wants in self._alike.items()
+            if name in {None, likeness[0]}
+        ]
 
 
 @dataclass(slots=True)
@@ -64,6 +123,41 @@ class Lease:
     name: str
     since_s: float
     recalled: bool = False
+
+
+class Leases(MutableMapping[str, Lease]):
+    """Leases by their ids, counted by endpoint and model."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Lease] = {}
+        self._counts: Counter[tuple[str, str | None]] = Counter()
+
+    def __getitem__(self, lease_id: str) -> Lease:
+        return self._all[lease_id]
+
+    def __setitem__(self, lease_id: str, lease: Lease) -> None:
+        self.pop(lease_id, None)
+        self._all[lease_id] = lease
+        self._count(lease, 1)
+
+    def __delitem__(self, lease_id: str) -> None:
+        self._count(self._all.pop(lease_id), -1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def count(self, endpoint: str, name: str | None) -> int:
+        """Count those of an endpoint, for one model or for all."""
+        return self._counts[endpoint, name]
+
+    def _count(self, lease: Lease, more: int) -> None:
+        for key in ((lease.endpoint, lease.name), (lease.endpoint, None)):
+            self._counts[key] += more
+            if not self._counts[key]:
+                del self._counts[key]
 
 
 @dataclass(slots=True)
@@ -235,8 +329,8 @@ class Desk:
 
     rules: Rules
     sides: dict[str, Side] = field(default_factory=dict)
-    wants: dict[str, Want] = field(default_factory=dict)
-    leases: dict[str, Lease] = field(default_factory=dict)
+    wants: Wants = field(default_factory=Wants)
+    leases: Leases = field(default_factory=Leases)
     gpu_wants: dict[str, GpuWant] = field(default_factory=dict)
     gpu_leases: dict[str, GpuLease] = field(default_factory=dict)
     beats: dict[str, float] = field(default_factory=dict)
@@ -247,10 +341,7 @@ class Desk:
 
     def in_flight(self, side: Side, name: str | None = None) -> int:
         """Count the leases of an endpoint, or those for one model."""
-        return sum(
-            lease.endpoint == side.name and name in {None, lease.name}
-            for lease in self.leases.values()
-        )
+        return self.leases.count(side.name, name)
 
     def reachable(self, want: Want) -> Iterator[Side]:
         """Give the endpoints that the want's worker can reach."""
@@ -299,7 +390,7 @@ class Desk:
 
     def waits(self, holder: str) -> bool:
         """Say whether a holder waits for something."""
-        return any(want.holder == holder for want in self.wants.values()) or any(
+        return holder in self.wants.holders or any(
             want.holder == holder for want in self.gpu_wants.values()
         )
 

@@ -9,7 +9,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from labd.llm.desk import Change, Desk, GpuLease, GpuWant, Lease, LoadError, Rules, Side, Want
+from labd.llm.desk import (
+    Change,
+    Desk,
+    GpuLease,
+    GpuWant,
+    Lease,
+    Likeness,
+    LoadError,
+    Rules,
+    Side,
+    Want,
+)
 from labd.llm.errors import ModelError, ModelMissing
 from labd.llm.model import Endpoint, Look, name_of
 from labd.llm.refusals import Pull, no_way
@@ -231,18 +242,27 @@ class Router:
                 side.next = None
 
     def _is_wanted(self, name: str) -> bool:
-        return any(want.name == name for want in self.desk.wants.values())
+        return bool(self.desk.wants.kinds(name))
 
     # --- grants
 
     def _grant(self) -> Iterator[Grant]:
         """Give free slots to who waits: first to who has least, then to who has waited longest."""
         mine = Counter(lease.holder for lease in self.desk.leases.values())
-        waiting = sorted(self.desk.wants.values(), key=lambda w: (mine[w.holder], w.since_s))
-        for want in waiting:
-            side = self._free_slot(want)
-            if side is not None:
-                yield self._lease(want, side)
+        alike = {wants[0].likeness: wants for wants in self.desk.wants.alike()}
+        while True:
+            served = [w for w in alike.values() if w and self._free_slot(w[0])]
+            first = min(
+                (want for wants in served for want in wants),
+                key=lambda w: (mine[w.holder], w.since_s),
+                default=None,
+            )
+            side = self._free_slot(first) if first else None
+            if first is None or side is None:
+                return
+            alike[first.likeness].remove(first)
+            mine[first.holder] += 1
+            yield self._lease(first, side)
 
     def _free_slot(self, want: Want) -> Side | None:
         desk = self.desk
@@ -279,26 +299,46 @@ class Router:
 
     def _share_out(self) -> Iterator[Recall]:
         """Ask leases back from who has more than who waits for the same model and has fewer."""
-        desk = self.desk
-        for want in sorted(desk.wants.values(), key=lambda w: w.since_s):
-            sides = [s for s in desk.candidates(want) if desk.fits(s, want)]
-            if any(desk.in_flight(s, want.name) < s.slots for s in sides) or not sides:
-                continue
-            coming = sum(x.recalled and x.name == want.name for x in desk.leases.values())
-            ahead = sum(
-                w.name == want.name and w.since_s < want.since_s for w in desk.wants.values()
-            )
-            if coming > ahead:
-                continue
-            held: Counter[str] = sum((desk.held_by(s, want.name) for s in sides), Counter())
-            most, count = max(held.items(), key=lambda pair: pair[1], default=("", 0))
-            mine = held[want.holder]
-            if most != want.holder and count > (mine + 1 if mine else 0):
-                oldest = min(
-                    (x for x in desk.leases.values() if x.holder == most and x.name == want.name),
-                    key=lambda x: (x.recalled, x.since_s),
-                )
-                yield from self._recall(oldest)
+        keeps = Counter(x.holder for x in self.desk.leases.values() if not x.recalled)
+        for name in dict.fromkeys(want.name for want in self.desk.wants.kinds()):
+            wants = [want for alike in self.desk.wants.alike(name) for want in alike]
+            sides = {want.likeness: self._full(want) for want in self.desk.wants.kinds(name)}
+            coming = sum(x.recalled and x.name == name for x in self.desk.leases.values())
+            counts: dict[Likeness, Counter[str]] = {}
+            wants.sort(key=lambda w: (keeps[w.holder], w.since_s))  # as slots will be given
+            for ahead, want in enumerate(wants):
+                full = sides[want.likeness]
+                if coming > ahead or not full:
+                    continue
+                if want.likeness not in counts:
+                    counts[want.likeness] = self._counted(full, name)
+                lease = self._to_share(want, full, counts[want.likeness])
+                if lease is not None:
+                    coming += not lease.recalled
+                    yield from self._recall(lease)
+                    counts.clear()
+
+    def _full(self, want: Want) -> list[Side]:
+        """Give the endpoints that have the model, if all their slots are taken."""
+        sides = [side for side in self.desk.candidates(want) if self.desk.fits(side, want)]
+        free = any(self.desk.in_flight(side, want.name) < side.slots for side in sides)
+        return [] if free else sides
+
+    def _counted(self, sides: Sequence[Side], name: str) -> Counter[str]:
+        return sum((self.desk.held_by(side, name) for side in sides), Counter())
+
+    def _to_share(self, want: Want, sides: Sequence[Side], held: Counter[str]) -> Lease | None:
+        """Give the oldest lease of who has most, if that is too much beside what the want's holder has."""
+        most, count = max(held.items(), key=lambda pair: pair[1], default=("", 0))
+        mine = held[want.holder]
+        if most == want.holder or count <= (mine + 1 if mine else 0):
+            return None
+        names = {side.name for side in sides}
+        leases = self.desk.leases.values()
+        return min(
+            (x for x in leases if (x.holder, x.name) == (most, want.name) and x.endpoint in names),
+            key=lambda x: (x.recalled, x.since_s),
+        )
 
     def _grant_gpus(self) -> Iterator[GpuGrant]:
         desk = self.desk
@@ -327,11 +367,23 @@ class Router:
     # --- refusals
 
     def _refuse(self) -> Iterator[Refusal | Pull]:
-        for want in list(self.desk.wants.values()):
-            answer = no_way(self.desk, want)
-            if isinstance(answer, Pull):
-                self.desk.sides[answer.endpoint].pulling = answer.model
-                yield answer
-            elif answer is not None:
-                del self.desk.wants[want.ticket]
-                yield Refusal(want.ticket, want.holder, answer)
+        for wants in self.desk.wants.alike():
+            for want in wants:
+                answer = no_way(self.desk, want)
+                if isinstance(answer, Pull):
+                    self.desk.sides[answer.endpoint].pulling = answer.model
+                    yield answer
+                elif answer is not None:
+                    del self.desk.wants[want.ticket]
+                    yield Refusal(want.ticket, want.holder, answer)
+                else:
+                    self._wait_like(want, wants)
+                    break
+
+    def _wait_like(self, first: Want, wants: Sequence[Want]) -> None:
+        """Note of wants that wait as one like them does since when they are stuck; they have not waited for longer."""
+        for want in wants:
+            if first.stuck_since_s is None:
+                want.stuck_since_s = None
+            elif want.stuck_since_s is None:
+                want.stuck_since_s = self.desk.now_s

@@ -24,7 +24,7 @@ def idle(desk: Desk, side: Side, held: Held) -> bool:
     """Say whether nobody is about to use a model that is in memory."""
     if desk.in_flight(side, held.name):
         return False
-    mine = (want for want in desk.wants.values() if want.name == held.name)
+    mine = desk.wants.kinds(held.name)
     if any(desk.fits(side, want) and side in desk.candidates(want) for want in mine):
         return False
     linger_s = side.linger_s(desk.rules.turn_s)
@@ -92,7 +92,7 @@ def gpu_must_wait(desk: Desk, want: GpuWant) -> bool:
     if any(side.kept_for == want.ticket for side in sides):
         return False  # its turn has begun
     used = any(lease.node_id == want.node_id for lease in desk.gpu_leases.values())
-    for other in desk.wants.values():
+    for other, *_ in desk.wants.alike():
         found = desk.candidates(other)
         if other.since_s >= want.since_s or not found or not all(side in sides for side in found):
             continue
@@ -106,9 +106,11 @@ def gpu_must_wait(desk: Desk, want: GpuWant) -> bool:
 def _by_model(desk: Desk) -> list[tuple[str, list[Want]]]:
     """Give the models that are wanted, each with its wants, the longest wait first."""
     groups: dict[str, list[Want]] = {}
-    for want in sorted(desk.wants.values(), key=lambda w: w.since_s):
-        groups.setdefault(want.name, []).append(want)
-    return list(groups.items())
+    for wants in desk.wants.alike():
+        groups.setdefault(wants[0].name, []).extend(wants)
+    for group in groups.values():
+        group.sort(key=lambda want: want.since_s)
+    return sorted(groups.items(), key=lambda group: group[1][0].since_s)
 
 
 def _worth_another(desk: Desk, name: str, have: Iterable[Side], waiting: int) -> bool:
