@@ -323,6 +323,99 @@ def test_a_load_that_fails_is_tried_again_later_and_then_given_up() -> None:
     assert len(waits_s) > 15  # it did not hammer
 
 
+def test_a_model_that_could_not_be_loaded_is_tried_again_some_minutes_later() -> None:
+    bench = Bench(Endpoint("one", "http://one"))
+    bench.seen("one", look("a"))
+    bench.want("a")
+    for _ in range(3):
+        [change] = bench.changes(after_s=60)
+        bench.done(change, error="out of memory")
+    assert isinstance(bench.refusal(), EndpointFailed)
+    bench.want("a")
+    assert isinstance(bench.refusal(after_s=30), EndpointFailed)
+    bench.want("a")
+    assert [c.load for c in bench.changes(after_s=300)] == ["a:latest"]
+
+
+def test_a_model_that_somebody_else_has_loaded_is_used_whatever_failed_before() -> None:
+    bench = Bench(Endpoint("one", "http://one"))
+    bench.seen("one", look("a"))
+    bench.want("a")
+    for _ in range(3):
+        [change] = bench.changes(after_s=60)
+        bench.done(change, error="out of memory")
+    bench.seen("one", look("a", loaded=("a",)))
+    assert len(bench.grants()) == 1
+
+
+def test_a_context_that_a_server_does_not_give_is_an_error_and_not_a_load_after_another() -> None:
+    bench = Bench(Endpoint("one", "http://one"))
+    bench.seen("one", look("a"))
+    bench.want("a", num_ctx=8192)
+    loads = 0
+    refused: list[Refusal] = []
+    for _ in range(30):
+        actions = bench.step(after_s=5)
+        for change in (a for a in actions if isinstance(a, Change)):
+            loads += 1
+            bench.done(change)
+            bench.seen("one", look("a", loaded=("a",), num_ctx=2048))
+        refused += [a for a in actions if isinstance(a, Refusal)]
+    assert loads == 3
+    assert "2048" in str(refused[0].error)
+    bench.want("a", num_ctx=2048)
+    assert len(bench.grants()) == 1
+
+
+def test_two_models_that_are_both_wanted_for_long_do_not_swap_places() -> None:
+    bench = Bench(*(Endpoint(n, f"http://{n}", slots=1) for n in ("one", "two")))
+    bench.seen("one", look("a", "b", loaded=("a",)))
+    bench.seen("two", look("a", "b", loaded=("b",)))
+    for model in "ab":
+        for _ in range(4):
+            bench.want(model, holder=f"of-{model}", following=1000)
+    bench.grants()
+    bench.router.desk.request_s = {"a:latest": 1.0, "b:latest": 1.0}
+    bench.step(after_s=1)
+    assert bench.step(after_s=200) == []
+
+
+def test_requests_that_only_other_endpoints_can_serve_do_not_wait_for_the_first_ones_endpoint() -> (
+    None
+):
+    bench = Bench(
+        Endpoint("here", "http://here", node_id=HEAD, only_from=HEAD),
+        Endpoint("there", "http://there", node_id="other", only_from="other"),
+    )
+    for name in ("here", "there"):
+        bench.seen(name, look("a"))
+    bench.want_gpus(0)
+    assert [type(a) for a in bench.step()] == [GpuGrant]
+    bench.want("a", node_id=HEAD)
+    bench.now_s += 1
+    bench.want("a", node_id="other")
+    assert [c.endpoint for c in bench.changes()] == ["there"]
+
+
+def test_slots_that_become_free_together_are_shared_by_all_who_wait() -> None:
+    bench = one(slots=4)
+    for _ in range(4):
+        bench.want(holder="many")
+    bench.now_s += 0.1
+    bench.want(holder="late")
+    assert Counter(g.holder for g in bench.grants()) == {"many": 3, "late": 1}
+
+
+def test_what_is_known_of_holders_goes_with_them() -> None:
+    bench = one()
+    for i in range(50):
+        bench.want(holder=f"h{i}")
+        [grant] = bench.grants()
+        bench.router.used(grant.lease, bench.now_s, [0.1])
+        bench.router.bye(f"h{i}")
+    assert bench.router.desk.sides["one"].held["a:latest"].users == {}
+
+
 # --- refusals
 
 
@@ -385,8 +478,8 @@ def test_a_missing_model_is_pulled_once_where_that_is_allowed() -> None:
     bench.want("b")
     assert bench.step() == [Pull("two", "b")]
     assert bench.step(after_s=600) == []
-    bench.router.pulled("two", "b", "")
     bench.seen("two", look("a", "b"))
+    bench.router.pulled("two", "b", "")
     assert [c.load for c in bench.changes()] == ["b:latest"]
 
 
@@ -401,7 +494,53 @@ def test_a_failed_pull_is_told() -> None:
     assert "file does not exist" in str(error)
 
 
+def test_a_failed_download_is_tried_again_some_minutes_later() -> None:
+    bench = Bench(Endpoint("one", "http://one", pull=True))
+    bench.seen("one", look("a"))
+    bench.want("b")
+    assert bench.step() == [Pull("one", "b")]
+    bench.router.pulled("one", "b", "no way to the internet")
+    assert isinstance(bench.refusal(), ModelMissing)
+    bench.want("b")
+    assert isinstance(bench.refusal(after_s=60), ModelMissing)
+    bench.want("b")
+    assert bench.step(after_s=300) == [Pull("one", "b")]
+    bench.router.pulled("one", "b", "no way to the internet")
+    bench.seen("one", look("a", "b"))  # somebody has pulled it by hand
+    bench.want("b")
+    assert [c.load for c in bench.changes()] == ["b:latest"]
+
+
+def test_a_download_that_ends_well_without_the_model_is_told_and_not_begun_again() -> None:
+    bench = Bench(Endpoint("one", "http://one", pull=True))
+    bench.seen("one", look("a"))
+    bench.want("library/b")
+    assert bench.step() == [Pull("one", "library/b")]
+    bench.seen("one", look("a", "b"))
+    bench.router.pulled("one", "library/b", "")
+    error = bench.refusal()
+    assert isinstance(error, ModelMissing)
+    assert "another name" in str(error)
+
+
+def test_an_endpoint_serves_what_it_has_while_it_downloads_something_else() -> None:
+    bench = Bench(Endpoint("one", "http://one", pull=True))
+    bench.seen("one", look("a", loaded=("a",)))
+    bench.want("b")
+    assert bench.step() == [Pull("one", "b")]
+    bench.want("a")
+    assert len(bench.grants()) == 1
+
+
 # --- endpoints that fail
+
+
+def test_requests_that_all_fail_at_once_count_as_one_reason_to_rest() -> None:
+    bench = one(slots=8)
+    for _ in range(8):
+        bench.router.failed("one", "a", "endpoint_failed", bench.now_s)
+    bench.want("a")
+    assert len(bench.grants(after_s=31)) == 1
 
 
 def test_a_request_that_failed_somewhere_goes_elsewhere_if_it_can() -> None:
@@ -484,7 +623,7 @@ def test_an_idle_model_is_unloaded_for_experiments_and_comes_back_after_them() -
     assert isinstance(grant, GpuGrant)
     ticket = bench.want("a")
     assert bench.step(after_s=600) == []  # no model comes in under a running experiment
-    bench.router.give_back(grant.lease)
+    bench.router.bye("x")
     [load] = bench.changes()
     bench.done(load)
     assert [g.ticket for g in bench.grants()] == [ticket]
@@ -529,6 +668,77 @@ def test_an_experiments_lease_ends_with_its_limit() -> None:
     bench.want("a")
     assert bench.changes(after_s=3600) == []
     assert len(bench.changes(after_s=61)) == 1
+
+
+def test_experiments_wait_until_the_endpoints_on_their_gpus_have_been_looked_at() -> None:
+    bench = Bench(Endpoint("one", "http://one", node_id=HEAD))
+    bench.want_gpus(0)
+    assert bench.step() == []
+    bench.seen("one", look("a", loaded=("a",)))
+    assert bench.step() == [Change("one", ("a:latest",))]
+
+
+def test_an_unload_that_failed_is_not_taken_for_done() -> None:
+    bench = one()
+    bench.want_gpus(0)
+    [change] = bench.changes()
+    bench.done(change, error="it is still there")
+    assert bench.step() == []
+    bench.seen("one", look("a", loaded=("a",)))
+    assert bench.step() == []  # it is not hammered
+    [again] = bench.step(after_s=20)
+    assert again == change
+    bench.done(change)
+    assert [type(a) for a in bench.step()] == [GpuGrant]
+
+
+def test_experiments_wait_for_requests_whose_model_a_look_does_not_show() -> None:
+    bench = one()
+    bench.want("a", holder="llm")
+    [grant] = bench.grants()
+    bench.seen("one", look("a"))  # somebody else unloaded it; the request has it loaded again
+    bench.want_gpus(0)
+    assert [a for a in bench.step(after_s=200) if not isinstance(a, Recall)] == []
+    bench.router.give_back(grant.lease)
+    assert bench.step() == [Change("one", ("a:latest",))]
+
+
+def test_experiments_wait_while_somebody_else_loads_a_model() -> None:
+    bench = Bench(Endpoint("one", "http://one", node_id=HEAD))
+    bench.seen("one", look("a"))
+    bench.seen("one", Look("loading", "ollama"))
+    bench.want_gpus(0)
+    assert bench.step() == []
+    bench.seen("one", look("a", loaded=("a",)))
+    assert len(bench.changes()) == 1
+
+
+def test_one_experiment_after_another_of_the_same_task_costs_no_loads_between_them() -> None:
+    bench = one()
+    bench.want_gpus(0, holder="search")
+    bench.done(bench.changes()[0])
+    [first] = bench.step()
+    assert isinstance(first, GpuGrant)
+    bench.want("a")
+    bench.step(after_s=10)
+    bench.router.give_back(first.lease)
+    assert bench.step() == []
+    bench.want_gpus(0, holder="search")
+    [second] = bench.step(after_s=0.1)
+    assert isinstance(second, GpuGrant)
+    bench.step(after_s=51)
+    bench.router.give_back(second.lease)  # its turn is over
+    assert [c.load for c in bench.changes()] == ["a:latest"]
+
+
+def test_a_model_comes_back_at_once_when_the_experiments_task_is_over() -> None:
+    bench = one()
+    bench.want_gpus(0, holder="search")
+    bench.done(bench.changes()[0])
+    assert [type(a) for a in bench.step()] == [GpuGrant]
+    bench.want("a")
+    bench.router.bye("search")
+    assert [c.load for c in bench.changes()] == ["a:latest"]
 
 
 # --- the whole, simulated

@@ -15,6 +15,9 @@ from labd.llm.model import Endpoint, LoadedModel, Look, ModelInfo, is_remote_nam
 _SWAPS = ("ollama", "lmstudio")
 _FIRST_LOAD_S = 10.0
 _LEAST_LINGER_S = 2.0
+_RETRY_LOAD_S = 5.0
+_FORGET_S = 300.0
+_NEVER_S = float("inf")
 _ALL_GPUS = tuple(range(1024))
 
 
@@ -206,6 +209,8 @@ class Held:
     vram_bytes: int
     since_s: float
     used_s: float
+    asked_ctx: int = 0
+    """The context that it was just loaded for; 0 once a look has told what it really has."""
     users: dict[str, float] = field(default_factory=dict)
 
 
@@ -216,6 +221,17 @@ class LoadError:
     count: int
     message: str
     again_s: float
+    forgotten_s: float
+    """When it counts no more: what failed then may work now, and somebody may have put it right."""
+
+
+@dataclass(slots=True)
+class Experiments:
+    """Whose experiments have an endpoint's GPUs or had them last; `since_s`: when their turn began."""
+
+    since_s: float
+    used_s: float
+    holder: str
 
 
 @dataclass(slots=True)
@@ -238,6 +254,11 @@ class Side:
     load_s: float = _FIRST_LOAD_S
     load_errors: dict[str, LoadError] = field(default_factory=dict)
     pulling: str = ""
+    stale: bool = False
+    """What is in its memory is not known until the next look, because a change failed half-way."""
+    rest_until_s: float = 0.0
+    """It is not to be emptied again before, because that failed."""
+    experiments: "Experiments | None" = None
 
     @property
     def name(self) -> str:
@@ -263,10 +284,15 @@ class Side:
     @property
     def fills_gpu(self) -> bool:
         """Whether it holds graphics memory, as far as it tells; what does not tell is taken to."""
-        if self.change is not None:
+        if self.change is not None or self.stale or self.loading:
             return True
         tells = self.look is not None and self.look.server == "ollama"
         return any(h.vram_bytes or not tells for h in self.held.values())
+
+    @property
+    def loading(self) -> bool:
+        """Whether somebody has a model loaded there that is not seen yet."""
+        return self.look is not None and self.look.health == "loading"
 
     def on_gpus(self, node_id: str, gpus: tuple[int, ...]) -> bool:
         """Say whether it may fill one of these devices."""
@@ -292,12 +318,16 @@ class Side:
     def seen(self, look: Look, now_s: float) -> None:
         """Take what a look has shown."""
         self.look = look
+        self.stale = False
         if look.health in {"down", "misconfigured"}:
             self.held.clear()
             self.next = None
             return
         if look.models is not None:
             self.models = {name_of(model.name): model for model in look.models}
+            for name in self.models.keys() & self.load_errors.keys():
+                if self.load_errors[name].again_s == _NEVER_S:
+                    del self.load_errors[name]  # it could not be had, and is there now
         if look.loaded is not None and self.change is None:
             self._hold(look.loaded, now_s)
         elif look.loaded is None and look.server and not self.swaps:
@@ -305,7 +335,18 @@ class Side:
 
     def hold_new(self, name: str, num_ctx: int, now_s: float) -> None:
         """Take a model for loaded just now; how much graphics memory it has, the next look tells."""
-        self.held[name] = Held(name, num_ctx, 1, now_s, now_s)
+        self.held[name] = Held(name, num_ctx, 1, now_s, now_s, num_ctx)
+
+    def failed(self, name: str, message: str, now_s: float) -> None:
+        """Note that a model could not be loaded; it is tried again, later each time."""
+        old = self.load_errors.get(name)
+        count = old.count + 1 if old else 1
+        again_s = now_s + _RETRY_LOAD_S * 3 ** (count - 1)
+        self.load_errors[name] = LoadError(count, message, again_s, now_s + _FORGET_S)
+
+    def refuse(self, name: str, message: str, now_s: float) -> None:
+        """Note that a model can't be had, and that trying at once again is no use."""
+        self.load_errors[name] = LoadError(1, message, _NEVER_S, now_s + _FORGET_S)
 
     def _hold(self, loaded: Iterable[LoadedModel], now_s: float) -> None:
         found: dict[str, Held] = {}
@@ -318,8 +359,15 @@ class Side:
                 model.vram_bytes,
                 old.since_s if old else now_s,
                 old.used_s if old else now_s,
-                old.users if old else {},
+                users=old.users if old else {},
             )
+            if old and 0 < model.num_ctx < old.asked_ctx:
+                told = (
+                    f"it has a context of {model.num_ctx} there where {old.asked_ctx} were asked"
+                )
+                self.failed(name, told, now_s)
+            elif old and old.asked_ctx:
+                self.load_errors.pop(name, None)
         self.held = found
 
 
@@ -382,11 +430,25 @@ class Desk:
 
     def taken(self, side: Side) -> bool:
         """Say whether experiments have the endpoint's GPUs, or are to have them next."""
-        if side.kept_for or (side.next is not None and side.next.load is None):
+        if side.stale or side.kept_for or (side.next is not None and side.next.load is None):
             return True
-        return side.swaps and any(
-            side.on_gpus(lease.node_id, lease.gpus) for lease in self.gpu_leases.values()
-        )
+        return side.swaps and (self.experimented_on(side) or self.between_experiments(side))
+
+    def experimented_on(self, side: Side) -> bool:
+        """Say whether experiments run on the endpoint's GPUs."""
+        return any(side.on_gpus(x.node_id, x.gpus) for x in self.gpu_leases.values())
+
+    def between_experiments(self, side: Side) -> bool:
+        """Say whether the next experiment of a task may come in a moment, so that a load now would be for nothing.
+
+        It is waited for as a model is that was just used, and no longer than the turn of experiments.
+        """
+        last = side.experiments
+        if last is None or last.holder not in self.beats or last.holder in self.wants.holders:
+            return False
+        turn_s = self.rules.turn_s
+        lasts_s = min(last.used_s + side.linger_s(turn_s), last.since_s + turn_s)
+        return self.now_s < lasts_s
 
     def waits(self, holder: str) -> bool:
         """Say whether a holder waits for something."""

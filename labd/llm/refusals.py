@@ -65,7 +65,8 @@ def _unusable(desk: Desk, want: Want, able: Sequence[Side]) -> ModelError | None
             fix=f"Write `num_ctx: {max(longest)}` or less",
         )
     errors = [side.load_errors.get(want.name) for side in able]
-    if all(error is not None and error.count >= desk.rules.load_tries for error in errors):
+    usable = any(desk.fits(side, want) for side in able)
+    if not usable and all(error and error.count >= desk.rules.load_tries for error in errors):
         told = {
             side.name: error.message for side, error in zip(able, errors, strict=True) if error
         }

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from labd.llm.desk import (
     Change,
     Desk,
+    Experiments,
     GpuLease,
     GpuWant,
+    Held,
     Lease,
     Likeness,
-    LoadError,
     Rules,
     Side,
     Want,
@@ -24,10 +25,10 @@ from labd.llm.desk import (
 from labd.llm.errors import ModelError, ModelMissing
 from labd.llm.model import Endpoint, Look, name_of
 from labd.llm.refusals import Pull, no_way
-from labd.llm.turns import changes, gpu_changes, gpu_must_wait, gpu_sides
+from labd.llm.turns import changes, gpu_changes, gpu_must_wait
 
 _MEAN_WEIGHT = 0.2
-_RETRY_LOAD_S = 5.0
+_RETRY_UNLOAD_S = 10.0
 _GPU_GRACE_S = 60.0
 _MAX_TRIPS = 4
 
@@ -76,11 +77,20 @@ Action = Grant | GpuGrant | Recall | Refusal | Pull | Change
 
 
 class Router:
-    """The state machine. Not for several threads at once."""
+    """The state machine. Not for several threads at once.
 
-    def __init__(self, rules: Rules, endpoints: Sequence[Endpoint] = ()) -> None:
+    Args:
+        rules: what people set.
+        endpoints: as for `know`.
+        name: begins the names of leases; another one after each start, because holders still have leases of the last.
+
+    """
+
+    def __init__(
+        self, rules: Rules, endpoints: Sequence[Endpoint] = (), *, name: str = ""
+    ) -> None:
         self.desk = Desk(rules)
-        self._ids = itertools.count(1)
+        self._ids = (f"{name}{number}" for number in itertools.count(1))
         self.know(endpoints)
 
     # --- told what is
@@ -100,8 +110,14 @@ class Router:
         side = self.desk.sides.get(endpoint)
         if side is None:
             return
-        was_down = not side.answers
+        was_down, before = not side.answers, side.held
         side.seen(look, now_s)
+        if side.answers and look.loaded is not None and side.change is None:
+            # What was unloaded by somebody else while it is asked comes back with the next request.
+            for lease in self.desk.leases.values():
+                if lease.endpoint == endpoint and lease.name not in side.held:
+                    old = before.get(lease.name)
+                    side.held[lease.name] = old or Held(lease.name, 0, 1, now_s, now_s)
         if was_down and side.answers:
             side.failures = 0  # it came back: what failed before was that
 
@@ -141,6 +157,9 @@ class Router:
             mine = [key for key, value in table.items() if value.holder == holder]
             for key in mine:
                 del table[key]
+        for side in self.desk.sides.values():
+            for held in side.held.values():
+                held.users.pop(holder, None)
 
     def used(self, lease_id: str, now_s: float, seconds: Sequence[float]) -> None:
         """Hear how long the requests took that a lease was used for."""
@@ -161,7 +180,11 @@ class Router:
     def give_back(self, lease_id: str) -> None:
         """Take a lease back, of either kind."""
         self.desk.leases.pop(lease_id, None)
-        self.desk.gpu_leases.pop(lease_id, None)
+        lease = self.desk.gpu_leases.pop(lease_id, None)
+        for side in self._on_gpus_of(lease) if lease else ():
+            if side.experiments is not None:
+                side.experiments.used_s = self.desk.now_s
+                side.experiments.holder = lease.holder if lease else ""
 
     def failed(self, endpoint: str, model: str, code: str, now_s: float) -> None:
         """Hear that a request failed at an endpoint, by the error's code."""
@@ -172,7 +195,8 @@ class Router:
             side.models.pop(name_of(model), None)
             return
         side.failures += 1
-        if side.failures >= self.desk.rules.breaker_failures:
+        rests = now_s < side.open_until_s  # what was in flight when it began to fails too
+        if side.failures >= self.desk.rules.breaker_failures and not rests:
             side.trips = min(side.trips + 1, _MAX_TRIPS)
             side.open_until_s = now_s + self.desk.rules.breaker_open_s * 2 ** (side.trips - 1)
 
@@ -185,30 +209,31 @@ class Router:
         if side is None or side.change is None:
             return
         change, side.change = side.change, None
+        if error:
+            side.stale = bool(change.unload)
+            side.rest_until_s = now_s + _RETRY_UNLOAD_S
+            if change.load is not None:
+                side.failed(change.load, error, now_s)
+            return
         for name in change.unload:
             side.held.pop(name, None)
         if change.load is None:
             return
-        if error:
-            old = side.load_errors.get(change.load)
-            count = old.count + 1 if old else 1
-            again_s = now_s + _RETRY_LOAD_S * 3 ** (count - 1)
-            side.load_errors[change.load] = LoadError(count, error, again_s)
-            return
-        side.load_errors.pop(change.load, None)
         side.load_s = took_s
         side.hold_new(change.load, change.num_ctx, now_s)
 
     def pulled(self, endpoint: str, model: str, error: str) -> None:
-        """Hear that a download is over; what is there now, the next look tells."""
+        """Hear that a download is over; what is there now, a look has told before."""
         side = self.desk.sides.get(endpoint)
         if side is None:
             return
         side.pulling = ""
+        name, look = name_of(model), side.look
         if error:
-            side.load_errors[name_of(model)] = LoadError(
-                self.desk.rules.load_tries, f"the download failed: {error}", float("inf")
-            )
+            side.refuse(name, f"the download failed: {error}", self.desk.now_s)
+        elif look is not None and look.models is not None and name not in side.models:
+            told = f"{side.name} downloaded it, and has it under another name"
+            side.refuse(name, told, self.desk.now_s)
 
     # --- asked what to do
 
@@ -234,6 +259,10 @@ class Router:
             if self.desk.now_s > lease.until_s:
                 del self.desk.gpu_leases[lease.id]
         for side in self.desk.sides.values():
+            for name in [
+                n for n, e in side.load_errors.items() if self.desk.now_s > e.forgotten_s
+            ]:
+                del side.load_errors[name]
             if side.kept_for and side.kept_for not in self.desk.gpu_wants:
                 side.kept_for = ""
                 if side.next is not None and side.next.load is None:
@@ -268,7 +297,7 @@ class Router:
         desk = self.desk
         free: list[tuple[float, Side]] = []
         for side in desk.candidates(want):
-            if desk.fits(side, want) and not desk.taken(side) and not side.pulling:
+            if desk.fits(side, want) and not desk.taken(side):
                 load = desk.in_flight(side, want.name) / side.slots
                 if load < 1:
                     free.append((load, side))
@@ -345,15 +374,29 @@ class Router:
         for want in sorted(desk.gpu_wants.values(), key=lambda w: w.since_s):
             if gpu_must_wait(desk, want):
                 continue
-            if any(side.fills_gpu or side.next for side in gpu_sides(desk, want)):
+            if any(self._in_use(side) for side in self._on_gpus_of(want)):
                 continue
             del desk.gpu_wants[want.ticket]
             lease = GpuLease(
                 f"g{next(self._ids)}", want.holder, want.node_id, want.gpus,
                 desk.now_s, desk.now_s + want.limit_s + _GPU_GRACE_S,
             )  # fmt: skip
+            for side in self._on_gpus_of(want):
+                if not (desk.experimented_on(side) or desk.between_experiments(side)):
+                    side.experiments = Experiments(desk.now_s, desk.now_s, want.holder)
             desk.gpu_leases[lease.id] = lease
             yield GpuGrant(want.ticket, want.holder, lease.id, want.freed_bytes)
+
+    def _on_gpus_of(self, want: GpuWant | GpuLease) -> list[Side]:
+        return [s for s in self.desk.sides.values() if s.on_gpus(want.node_id, want.gpus)]
+
+    def _in_use(self, side: Side) -> bool:
+        """Say whether an endpoint fills its GPUs, or may; one that was never seen may too."""
+        if side.look is None:
+            return True
+        if not (side.swaps and side.answers):
+            return False
+        return bool(side.fills_gpu or side.next)
 
     def _begin_changes(self) -> Iterator[Change]:
         for side in self.desk.sides.values():

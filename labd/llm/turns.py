@@ -53,7 +53,7 @@ def changes(desk: Desk) -> Iterator[Change]:
             continue
         num_ctx = max(want.num_ctx for want in wants)
         free = [s for s in sides if s not in have and _may_load(desk, s, name)]
-        change = _place(desk, name, num_ctx, first.since_s, free)
+        change = _place(desk, name, num_ctx, free, None if have else first.since_s)
         if change is not None:
             desk.sides[change.endpoint].next = change
             yield change
@@ -65,7 +65,8 @@ def gpu_changes(desk: Desk) -> Iterator[Change]:
         if gpu_must_wait(desk, want):
             continue
         for side in gpu_sides(desk, want):
-            if not side.fills_gpu or side.change or side.next:
+            busy = side.change or side.next or side.stale or side.loading
+            if busy or not side.fills_gpu or desk.now_s < side.rest_until_s:
                 continue
             leaving = list(side.held.values())
             if all(idle(desk, side, h) or had_its_turn(desk, h, want.since_s) for h in leaving):
@@ -91,7 +92,9 @@ def gpu_must_wait(desk: Desk, want: GpuWant) -> bool:
     sides = gpu_sides(desk, want)
     if any(side.kept_for == want.ticket for side in sides):
         return False  # its turn has begun
-    used = any(lease.node_id == want.node_id for lease in desk.gpu_leases.values())
+    used = any(lease.node_id == want.node_id for lease in desk.gpu_leases.values()) or any(
+        desk.between_experiments(side) for side in sides
+    )
     for other, *_ in desk.wants.alike():
         found = desk.candidates(other)
         if other.since_s >= want.since_s or not found or not all(side in sides for side in found):
@@ -104,13 +107,15 @@ def gpu_must_wait(desk: Desk, want: GpuWant) -> bool:
 
 
 def _by_model(desk: Desk) -> list[tuple[str, list[Want]]]:
-    """Give the models that are wanted, each with its wants, the longest wait first."""
-    groups: dict[str, list[Want]] = {}
+    """Give the models that are wanted, each with those wants that the same endpoints can serve, the longest wait first."""
+    groups: dict[tuple[str, ...], list[Want]] = {}
     for wants in desk.wants.alike():
-        groups.setdefault(wants[0].name, []).extend(wants)
+        key = (wants[0].name, *(side.name for side in desk.candidates(wants[0])))
+        groups.setdefault(key, []).extend(wants)
     for group in groups.values():
         group.sort(key=lambda want: want.since_s)
-    return sorted(groups.items(), key=lambda group: group[1][0].since_s)
+    in_order = sorted(groups.items(), key=lambda group: group[1][0].since_s)
+    return [(key[0], group) for key, group in in_order]
 
 
 def _worth_another(desk: Desk, name: str, have: Iterable[Side], waiting: int) -> bool:
@@ -139,16 +144,20 @@ def _may_load(desk: Desk, side: Side, name: str) -> bool:
 
 
 def _place(
-    desk: Desk, name: str, num_ctx: int, since_s: float, sides: Sequence[Side]
+    desk: Desk, name: str, num_ctx: int, sides: Sequence[Side], since_s: float | None
 ) -> Change | None:
-    """Choose where a model is loaded and what goes for it, or give ``None`` where it has to wait."""
+    """Choose where a model is loaded and what goes for it, or give ``None`` where it has to wait.
+
+    `since_s`: since when somebody has waited for it; ``None`` where it is served elsewhere already. Then only what is
+    idle goes: two models that much is asked of would else swap places at each turn.
+    """
     again = [side for side in sides if name in side.held]  # with too small a context
     for side in sorted(sides, key=lambda s: (len(s.held), s.load_s)):
         if len(side.held) < side.endpoint.max_loaded and side not in again:
             return Change(side.name, (), name, num_ctx)
     victims = [(side, held) for side in sides for held in _victims(side, name)]
     able = [(side, held) for side, held in victims if idle(desk, side, held)]
-    if not able:
+    if not able and since_s is not None:
         able = [(side, held) for side, held in victims if had_its_turn(desk, held, since_s)]
         able.sort(key=lambda pair: pair[1].since_s)
     else:
