@@ -50,20 +50,35 @@ class Switch:
     def __init__(self, broker: Broker) -> None:
         self.broker: Broker | None = broker
         self.calls: Counter[str] = Counter()
+        self.lose_requests: set[str] = set()
+        self.lose_answers: set[str] = set()
+        """Methods of which the next request, or its answer, does not arrive."""
 
     def __call__(self, method: str, /, **data: Any) -> dict[str, Any]:
         broker = self.broker
         self.calls[method] += 1
         if broker is None:
             raise ConnectionError("nobody is there")
+        if method in self.lose_requests:
+            self.lose_requests.discard(method)
+            raise TimeoutError("the request was lost")
         answer: dict[str, Any] = json.loads(
             json.dumps(broker.answer(method, **json.loads(json.dumps(data))))
         )
+        if method in self.lose_answers:
+            self.lose_answers.discard(method)
+            raise TimeoutError("the answer was lost")
         return answer
 
 
-def broker_of(endpoints: Sequence[Endpoint], **rules: Any) -> Broker:
-    return Broker(Rules(**rules), lambda: endpoints, DirectHands(), look_every_s=0.5)
+def broker_of(endpoints: Sequence[Endpoint], *, hear_first_s: float = 0.0, **rules: Any) -> Broker:
+    return Broker(
+        Rules(**rules),
+        lambda: endpoints,
+        DirectHands(),
+        look_every_s=0.5,
+        hear_first_s=hear_first_s,
+    )
 
 
 @contextmanager
@@ -232,15 +247,22 @@ def test_a_model_that_is_nowhere_is_told_with_the_command() -> None:
         models.chat(HELLO, options("nobody:7b"))
 
 
-def test_a_model_is_pulled_where_that_is_allowed_and_its_progress_is_told() -> None:
-    notes: list[str] = []
+def test_a_model_is_pulled_where_that_is_allowed_and_its_progress_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("labd.llm.slots._LISTEN_S", 0.2)
+    notes: list[tuple[str, str]] = []
     with ExitStack() as stack:
         node = stack.enter_context(
             running_ollama("--model=alpha", "--available=beta", "--pull-seconds=1")
         )
         call = stack.enter_context(brokered(endpoint(node, pull=True)))
-        models = stack.enter_context(Pool(call, holder="h", node_id=NODE, notes=notes.append))
+        models = stack.enter_context(
+            Pool(call, holder="h", node_id=NODE, notes=lambda *note: notes.append(note))
+        )
         assert models.chat(HELLO, options("beta")).output_tokens > 0
+    told = [detail for event, detail in notes if event == "model.pulling"]
+    assert any("beta: one downloads it" in detail and "%" in detail for detail in told)
 
 
 def test_structured_replies_come_as_objects() -> None:
@@ -339,6 +361,94 @@ def test_a_new_broker_learns_from_the_workers_what_the_old_one_gave_out() -> Non
         call.broker = broker_of(ends)
         assert all(reply.result(60).output_tokens > 0 for reply in asked)
         assert peak(node) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("lose_answers", "want"), ("lose_answers", "listen"), ("lose_requests", "give_back")],
+)
+def test_a_slot_is_not_lost_with_a_message(kind: str, method: str) -> None:
+    with ExitStack() as stack:
+        node = stack.enter_context(running_ollama("--model=alpha"))
+        call = stack.enter_context(brokered(endpoint(node), lost_s=1.0))
+        one = stack.enter_context(pool(call, "one"))
+        getattr(call, kind).add(method)
+        assert one.chat(HELLO, options()).output_tokens > 0
+        wait_until(lambda: in_flight(call) == 0)
+        assert not getattr(call, kind)
+
+
+def test_a_new_broker_loads_no_model_under_a_running_experiment() -> None:
+    with ExitStack() as stack:
+        node = stack.enter_context(running_ollama("--model=alpha,vram=8000000000"))
+        ends = [endpoint(node)]
+        call = stack.enter_context(brokered(*ends))
+        llm = stack.enter_context(pool(call, "llm"))
+        experiment = stack.enter_context(pool(call, "experiment"))
+        threads = stack.enter_context(ThreadPoolExecutor(1))
+        with experiment.gpus([0], limit_s=60):
+            old, call.broker = call.broker, None
+            assert old is not None
+            old.close()
+            call.broker = broker_of(ends, hear_first_s=2.0)
+            wait_until(lambda: call("report")["experiments"] == 1)
+            waiting = threads.submit(llm.chat, HELLO, options())
+            wait_until(lambda: call("report")["waiting"])
+            time.sleep(2.5)  # nothing to wait for: it must not happen
+            assert loaded(node) == []
+        assert waiting.result(30).output_tokens > 0
+
+
+def wanted_by(call: Call, holder: str) -> str:
+    """Have a holder of which nothing else is heard ask for a slot; give the lease, if it got one at once."""
+    facts = {"node_id": NODE, "model": "alpha", "num_ctx": 2048, "tried": []}
+    grants = call("want", holder=holder, ticket=f"{holder}/1", **facts)["grants"]
+    return str(grants[0]["lease"]) if grants else ""
+
+
+def listened(call: Call, holder: str, *leases: str, timeout_s: float = 0.1) -> dict[str, Any]:
+    had = [[lease, "one", "alpha:latest"] for lease in leases]
+    return call(
+        "listen", holder=holder, leases=had, gpu_leases=[], tickets=[], timeout_s=timeout_s
+    )
+
+
+def test_leases_of_two_brokers_are_never_taken_for_each_other() -> None:
+    with running_ollama("--model=alpha") as node:
+        leases = set()
+        for _ in range(2):
+            with brokered(endpoint(node)) as call:
+                wanted_by(call, "h")
+                wait_until(lambda: in_flight(call) == 1)
+                [grant] = listened(call, "h", timeout_s=5)["grants"]
+                leases.add(grant["lease"])
+    assert len(leases) == 2
+
+
+def test_a_recall_that_came_before_its_lease_was_known_comes_again() -> None:
+    with running_ollama("--model=alpha") as node, brokered(endpoint(node)) as call:
+        wanted_by(call, "first")
+        [grant] = listened(call, "first", timeout_s=10)["grants"]
+        wanted_by(call, "second")
+        assert listened(call, "first")["recalls"] == [grant["lease"]]
+        assert listened(call, "first", grant["lease"])["recalls"] == [grant["lease"]]
+
+
+def test_what_a_killed_worker_had_is_free_as_soon_as_somebody_says_so() -> None:
+    with running_ollama("--model=alpha") as node, brokered(endpoint(node)) as call:
+        wanted_by(call, "killed")
+        [grant] = listened(call, "killed", timeout_s=10)["grants"]
+        with ThreadPoolExecutor(1) as threads:
+            late = threads.submit(
+                listened, call, "killed", grant["lease"], timeout_s=20
+            )  # it was sent while it lived
+            wait_until(lambda: call.calls["listen"] == 2)
+            call("bye", holder="killed")
+            assert late.result(5)["grants"] == []
+        listened(call, "killed", grant["lease"])
+        assert in_flight(call) == 0
+        with pool(call) as models:
+            assert models.chat(HELLO, options()).output_tokens > 0
 
 
 def test_a_broker_out_of_reach_for_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ old one gave out.
 """
 
 import contextlib
+import secrets
 import threading
 import time
 import traceback
@@ -15,11 +16,11 @@ from typing import Any, Protocol, TypeVar
 
 from labd.clock import to_iso, utc_now
 from labd.files import write_json
-from labd.llm.desk import Change, GpuWant, Lease, Rules, Want
+from labd.llm.desk import Change, GpuLease, GpuWant, Lease, Rules, Want
 from labd.llm.errors import ModelError
-from labd.llm.model import Endpoint, Look
+from labd.llm.model import Endpoint, Look, name_of
 from labd.llm.refusals import Pull
-from labd.llm.report import report
+from labd.llm.report import report, why, why_gpus
 from labd.llm.router import Action, GpuGrant, Grant, Recall, Refusal, Router
 from labd.llm.wireform import error_to_data, grant_to_data
 from labd.text import printable
@@ -31,6 +32,7 @@ _TICK_S = 0.25
 _WRITE_EVERY_S = 1.0
 _WRITE_AT_LEAST_EVERY_S = 5.0
 _MAX_LISTEN_S = 20.0
+_MAX_GONE = 1000
 
 
 class Hands(Protocol):
@@ -68,6 +70,7 @@ class Broker:
         hands: reach them.
         status_path: a file that says for people what there is and what goes on; ``None``: none is written.
         look_every_s: how often each endpoint is looked at.
+        hear_first_s: how long nothing is decided at the start, so that holders can say what they have.
 
     """
 
@@ -79,14 +82,20 @@ class Broker:
         *,
         status_path: Path | None = None,
         look_every_s: float = LOOK_EVERY_S,
+        hear_first_s: float = 0.0,
     ) -> None:
-        self._router = Router(rules)
+        self._router = Router(rules, name=f"{secrets.token_hex(3)}-")
+        self._decide_from_s = time.monotonic() + hear_first_s
         self._find, self._hands = find, hands
         self._status_path = status_path
         self._look_every_s = look_every_s
         self._finding = threading.Lock()
-        self._news = threading.Condition()
+        self._lock = threading.RLock()
         self._mail: dict[str, list[Action]] = {}
+        self._bells: dict[str, threading.Condition] = {}
+        """One for each holder that listens: with one for all, hundreds would wake up for each word to one."""
+        self._gone: dict[str, None] = {}
+        """Holders that said good-bye, or for whom somebody did: what they sent before may still come."""
         self._notes: dict[str, str] = {}
         self._watchers: dict[str, _Watcher] = {}
         self._found = False
@@ -99,10 +108,11 @@ class Broker:
     def close(self) -> None:
         """Stop looking and deciding."""
         self._closed.set()
-        with self._news:
+        with self._lock:
             for watcher in self._watchers.values():
                 watcher.look_now.set()
-            self._news.notify_all()
+            for bell in self._bells.values():
+                bell.notify_all()
         self._hands.close()
 
     # --- what holders ask
@@ -132,11 +142,12 @@ class Broker:
         tried: Sequence[str],
         following: int = 0,
     ) -> dict[str, Any]:
-        with self._news:
+        with self._lock:
             now_s = time.monotonic()
             want = Want(
                 ticket, holder, node_id, model, num_ctx, now_s, frozenset(tried), following
             )
+            self._gone.pop(holder, None)
             self._router.want(want)
             self._step()
             return self._mail_of(holder)
@@ -144,14 +155,15 @@ class Broker:
     def _want_gpus(
         self, holder: str, node_id: str, ticket: str, gpus: Sequence[int], limit_s: float
     ) -> dict[str, Any]:
-        with self._news:
+        with self._lock:
             want = GpuWant(ticket, holder, node_id, tuple(gpus), time.monotonic(), limit_s)
+            self._gone.pop(holder, None)
             self._router.want_gpus(want)
             self._step()
             return self._mail_of(holder)
 
     def _drop(self, holder: str, ticket: str) -> dict[str, Any]:
-        with self._news:
+        with self._lock:
             self._router.drop(ticket)
             mail = self._mail.get(holder, [])
             for late in [a for a in mail if getattr(a, "ticket", "") == ticket]:
@@ -165,30 +177,55 @@ class Broker:
         self,
         holder: str,
         leases: Sequence[Sequence[str]],
+        gpu_leases: Sequence[Mapping[str, Any]],
         tickets: Sequence[str],
         timeout_s: float,
     ) -> dict[str, Any]:
         """Give what there is for a holder, as soon as there is something; say which tickets are not known here."""
         deadline_s = time.monotonic() + min(timeout_s, _MAX_LISTEN_S)
-        with self._news:
-            now_s = time.monotonic()
-            self._router.beat(holder, now_s)
-            for lease_id, endpoint, name in leases:
-                self._router.adopt(Lease(lease_id, holder, endpoint, name, now_s))
+        with self._lock:
+            gone = holder in self._gone
+            if not gone:
+                self._hear(holder, leases, gpu_leases)
             known = {*self._router.desk.wants, *self._router.desk.gpu_wants}
             known |= {getattr(action, "ticket", "") for action in self._mail.get(holder, [])}
             unknown = [ticket for ticket in tickets if ticket not in known]
+            bell = self._bells.setdefault(holder, threading.Condition(self._lock))
             while not (self._mail.get(holder) or unknown or self._closed.is_set()):
                 left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
+                if left_s <= 0 or gone != (holder in self._gone):
                     break
-                self._news.wait(left_s)
+                bell.wait(left_s)
+            if holder in self._router.desk.beats:
                 self._router.beat(holder, time.monotonic())
-            return {**self._mail_of(holder), "unknown": unknown, "notes": self._notes_for(tickets)}
+            news = self._mail_of(holder)
+            told = {lease_id for lease_id, *_ in leases}
+            # Once more, because the first time may have been before the holder knew of the lease.
+            news["recalls"] += [i for i in self._router.recalled(holder) if i in told]
+            return {**news, "unknown": unknown, "notes": self._notes_for(tickets)}
+
+    def _hear(
+        self,
+        holder: str,
+        leases: Sequence[Sequence[str]],
+        gpu_leases: Sequence[Mapping[str, Any]],
+    ) -> None:
+        now_s = time.monotonic()
+        self._router.beat(holder, now_s)
+        for lease_id, endpoint, name in leases:
+            self._router.adopt(Lease(lease_id, holder, endpoint, name, now_s))
+        for lease in gpu_leases:
+            gpus, until_s = tuple(lease["gpus"]), now_s + lease["left_s"]
+            self._router.adopt_gpus(
+                GpuLease(lease["id"], holder, lease["node_id"], gpus, now_s, until_s)
+            )
+        told = {lease_id for lease_id, *_ in leases} | {lease["id"] for lease in gpu_leases}
+        mail = {getattr(action, "lease", "") for action in self._mail.get(holder, [])}
+        self._router.has_only(holder, told | mail, now_s)
 
     def _give_back(self, holder: str, leases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Take leases back, or hear what they were used for: each has ``id``, ``used`` and ``keep``."""
-        with self._news:
+        with self._lock:
             now_s = time.monotonic()
             self._router.beat(holder, now_s)
             for lease in leases:
@@ -199,7 +236,7 @@ class Broker:
             return self._mail_of(holder)
 
     def _failed(self, holder: str, endpoint: str, model: str, code: str) -> dict[str, Any]:
-        with self._news:
+        with self._lock:
             self._router.beat(holder, time.monotonic())
             self._router.failed(endpoint, model, code, time.monotonic())
             watcher = self._watchers.get(endpoint)
@@ -209,14 +246,16 @@ class Broker:
         return {}
 
     def _bye(self, holder: str) -> dict[str, Any]:
-        with self._news:
+        with self._lock:
             self._router.bye(holder)
-            self._mail.pop(holder, None)
+            self._gone[holder] = None
+            while len(self._gone) > _MAX_GONE:
+                del self._gone[next(iter(self._gone))]
             self._step()
             return {}
 
     def _report(self) -> dict[str, Any]:
-        with self._news:
+        with self._lock:
             return report(self._router.desk, time.monotonic(), self._notes)
 
     def _mail_of(self, holder: str) -> dict[str, Any]:
@@ -236,16 +275,26 @@ class Broker:
             ],
         }
 
-    def _notes_for(self, tickets: Sequence[str]) -> list[str]:
-        wanted = {want.name for ticket in tickets if (want := self._router.desk.wants.get(ticket))}
-        return [note for name, note in self._notes.items() if name in wanted]
+    def _notes_for(self, tickets: Sequence[str]) -> list[dict[str, str]]:
+        """Give why a holder waits: one ``event`` and ``detail`` for each model, and for GPUs."""
+        desk, notes = self._router.desk, {}
+        for ticket in tickets:
+            want, gpu_want = desk.wants.get(ticket), desk.gpu_wants.get(ticket)
+            if want is not None and want.name in self._notes:
+                notes[want.name] = ("model.pulling", f"{want.model}: {self._notes[want.name]}")
+            elif want is not None and want.name not in notes:
+                notes[want.name] = ("model.waiting", why(desk, want))
+            elif gpu_want is not None:
+                notes[""] = ("gpus.waiting", why_gpus(desk, gpu_want))
+        return [{"event": event, "detail": detail} for event, detail in notes.values()]
 
     # --- what goes on by itself
 
     def _step(self) -> None:
         """Decide and act; with the lock held."""
-        if not self._found:
+        if not self._found or time.monotonic() < self._decide_from_s:
             return
+        news = set()
         for action in self._router.step(time.monotonic()):
             if isinstance(action, Change):
                 self._in_thread(self._change, action)
@@ -253,10 +302,13 @@ class Broker:
                 self._in_thread(self._pull, action)
             else:
                 self._mail.setdefault(action.holder, []).append(action)
-        gone = [holder for holder in self._mail if holder not in self._router.desk.beats]
-        for holder in gone:
+                news.add(action.holder)
+        alive = self._router.desk.beats
+        for holder in [holder for holder in self._mail if holder not in alive]:
             del self._mail[holder]
-        self._news.notify_all()
+        for holder in [holder for holder in self._bells if holder in news or holder not in alive]:
+            bell = self._bells[holder] if holder in alive else self._bells.pop(holder)
+            bell.notify_all()
 
     def _in_thread(self, target: Callable[[Any], None], action: Change | Pull) -> None:
         threading.Thread(
@@ -264,12 +316,12 @@ class Broker:
         ).start()
 
     def _change(self, change: Change) -> None:
-        with self._news:
+        with self._lock:
             endpoint = self._router.desk.sides[change.endpoint].endpoint
         began_s = time.monotonic()
         _, error = _tried(lambda: self._hands.change(endpoint, change))
         took_s = time.monotonic() - began_s
-        with self._news:
+        with self._lock:
             self._router.changed(change.endpoint, took_s, error, time.monotonic())
             watcher = self._watchers.get(change.endpoint)
             if watcher is not None:
@@ -278,18 +330,18 @@ class Broker:
             self._step()
 
     def _pull(self, pull: Pull) -> None:
-        with self._news:
+        with self._lock:
             endpoint = self._router.desk.sides[pull.endpoint].endpoint
 
-        def note(text: str) -> None:
-            with self._news:
-                self._notes[pull.model] = f"{endpoint.name} downloads it: {printable(text, 100)}"
-                self._news.notify_all()
+        def tell(text: str) -> None:
+            with self._lock:
+                note = f"{endpoint.name} downloads it: {printable(text, 100)}"
+                self._notes[name_of(pull.model)] = note
 
-        _, error = _tried(lambda: self._hands.pull(endpoint, pull.model, note))
+        _, error = _tried(lambda: self._hands.pull(endpoint, pull.model, tell))
         look = self._look(endpoint)
-        with self._news:
-            self._notes.pop(pull.model, None)
+        with self._lock:
+            self._notes.pop(name_of(pull.model), None)
             self._router.seen(pull.endpoint, look, time.monotonic())
             self._router.pulled(pull.endpoint, pull.model, error)
             self._step()
@@ -305,7 +357,7 @@ class Broker:
             endpoints, _ = _tried(self._find)
             if endpoints is None:
                 return
-            with self._news:
+            with self._lock:
                 self._router.know(endpoints)
                 self._found = True
                 for name in set(self._watchers) - {e.name for e in endpoints}:
@@ -322,13 +374,13 @@ class Broker:
 
     def _watch(self, name: str, watcher: "_Watcher") -> None:
         while not (self._closed.is_set() or watcher.stop.is_set()):
-            with self._news:
+            with self._lock:
                 side = self._router.desk.sides.get(name)
                 generation = watcher.generation
                 changing = side is not None and side.change is not None
             if side is not None and not changing:
                 look = self._look(side.endpoint)
-                with self._news:
+                with self._lock:
                     if generation == watcher.generation:
                         self._router.seen(name, look, time.monotonic())
                         self._step()
@@ -341,22 +393,25 @@ class Broker:
 
     def _tick(self) -> None:
         while not self._closed.wait(_TICK_S):
-            with self._news:
-                self._step()
-                now_s = time.monotonic()
-                told = report(self._router.desk, now_s, self._notes) if self._found else None
-            if told is not None:
-                self._write(told, now_s)
+            _tried(self._turn)
 
-    def _write(self, told: dict[str, Any], now_s: float) -> None:
-        due_s = _WRITE_EVERY_S if told != self._written else _WRITE_AT_LEAST_EVERY_S
-        if self._status_path is None or now_s - self._written_s < due_s:
+    def _turn(self) -> None:
+        now_s = time.monotonic()
+        due = self._found and now_s - self._written_s >= _WRITE_EVERY_S
+        with self._lock:
+            self._step()
+            told = report(self._router.desk, now_s, self._notes) if due else {}
+        if due and self._status_path is not None:
+            self._write(self._status_path, told, now_s)
+
+    def _write(self, path: Path, told: dict[str, Any], now_s: float) -> None:
+        if told == self._written and now_s - self._written_s < _WRITE_AT_LEAST_EVERY_S:
             return
         self._written, self._written_s = told, now_s
         with contextlib.suppress(
             OSError
         ):  # it is for people's eyes; the next one comes in a moment
-            write_json(self._status_path, {"at": to_iso(utc_now()), **told}, durable=False)
+            write_json(path, {"at": to_iso(utc_now()), **told}, durable=False)
 
 
 def _tried(work: Callable[[], T]) -> tuple[T | None, str]:

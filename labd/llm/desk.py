@@ -30,6 +30,8 @@ class Rules:
     allow_remote: bool = False
     holder_ttl_s: float = 30.0
     """A holder that was silent for so long is dead, and holds nothing any more."""
+    lost_s: float = 90.0
+    """A lease that its holder does not know of after so long never reached it, or its return was not heard."""
     breaker_failures: int = 3
     breaker_open_s: float = 30.0
     load_tries: int = 3

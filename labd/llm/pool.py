@@ -29,7 +29,7 @@ class Pool:
         call: to the broker, see `labd.llm.wireform.Call`.
         holder: this attempt's name, unlike any other's.
         node_id: the Ray node that this process runs on.
-        notes: gets short texts on why requests wait, now and then.
+        notes: gets an event's name and a short text on why requests wait, now and then; must not raise.
 
     """
 
@@ -40,7 +40,7 @@ class Pool:
         holder: str,
         node_id: str,
         timeouts: Timeouts | None = None,
-        notes: Callable[[str], None] = lambda _: None,
+        notes: Callable[[str, str], None] = lambda _event, _detail: None,
         connect: Connect = connect,
     ) -> None:
         self._slots = Slots(call, holder, node_id, notes)
@@ -100,9 +100,10 @@ class Pool:
             try:
                 reply = self._ask(slot, messages, options, schema, how)
             except ModelError as error:
-                self._slots.release(slot, None)
                 if error.elsewhere:
+                    # Told first: the slot would go to the next request before the endpoint is known to be ill.
                     self._slots.failed(slot, error.code)
+                self._slots.release(slot, None)
                 if how.first.is_set() or not error.elsewhere or len(tried) + 1 >= _MAX_TRIES:
                     raise
                 if name in tried:

@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from labd.llm.desk import Desk, Side
+from labd.llm.desk import Desk, GpuWant, Side, Want
+from labd.llm.turns import gpu_sides
 from labd.text import printable
 
 _MAX_WAITING = 100
+_MAX_REASON = 400
 
 
 def report(desk: Desk, now_s: float, notes: Mapping[str, str]) -> dict[str, Any]:
@@ -76,3 +78,30 @@ def doing(side: Side) -> str:
     return printable(
         ("" if side.change else "waits for requests to end, then ") + target + out, 300
     )
+
+
+def why(desk: Desk, want: Want) -> str:
+    """Say what a request waits for."""
+    sides = desk.candidates(want)
+    told = (f"{side.name}: {_hindrance(desk, side, want)}" for side in sides)
+    reasons = "; ".join(told) or "no endpoint that has it can be asked now"
+    return printable(f"{want.model} waits ({reasons})", _MAX_REASON)
+
+
+def why_gpus(desk: Desk, want: GpuWant) -> str:
+    """Say what an experiment waits for."""
+    told = (f"{side.name}: {doing(side) or 'is in use'}" for side in gpu_sides(desk, want))
+    return printable(f"GPUs wait ({'; '.join(told) or 'not seen yet'})", _MAX_REASON)
+
+
+def _hindrance(desk: Desk, side: Side, want: Want) -> str:
+    if desk.experimented_on(side):
+        return "experiments have its GPUs"
+    if what := doing(side):
+        return what
+    if desk.fits(side, want):
+        return f"{desk.in_flight(side, want.name)} of {side.slots} slots are taken"
+    error = side.load_errors.get(want.name)
+    if error is not None:
+        return f"it could not be loaded: {error.message}"
+    return f"{', '.join(side.held) or 'nothing'} is loaded"

@@ -6,7 +6,7 @@ which models come and go; here is who gets a free slot, who has to give one back
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from labd.llm.desk import (
@@ -142,8 +142,26 @@ class Router:
 
     def adopt(self, lease: Lease) -> None:
         """Take a lease for given that a holder says it has, as after a start of this process."""
-        if lease.endpoint in self.desk.sides:
+        if lease.endpoint in self.desk.sides or not self.desk.sides:
             self.desk.leases.setdefault(lease.id, lease)
+
+    def adopt_gpus(self, lease: GpuLease) -> None:
+        """Take it for given that a holder has GPUs."""
+        lease.until_s += _GPU_GRACE_S
+        self.desk.gpu_leases.setdefault(lease.id, lease)
+
+    def has_only(self, holder: str, leases: Collection[str], now_s: float) -> None:
+        """Take back what a holder has long had, as it seems here, and does not know of."""
+        for table in (self.desk.leases, self.desk.gpu_leases):
+            mine = [x for x in table.values() if x.holder == holder and x.id not in leases]
+            for lease in mine:
+                if now_s - lease.since_s > self.desk.rules.lost_s:
+                    self.give_back(lease.id)
+
+    def recalled(self, holder: str) -> list[str]:
+        """Give the leases that a holder is to give back."""
+        mine = (lease for lease in self.desk.leases.values() if lease.holder == holder)
+        return [lease.id for lease in mine if lease.recalled]
 
     def bye(self, holder: str) -> None:
         """Forget a holder and all that it has and wants."""

@@ -87,7 +87,7 @@ class Slots:
     """What a holder has and wants. Any thread may call; the arguments are those of `labd.llm.pool.Pool`."""
 
     def __init__(
-        self, call: Call, holder: str, node_id: str, notes: Callable[[str], None]
+        self, call: Call, holder: str, node_id: str, notes: Callable[[str, str], None]
     ) -> None:
         self._call, self._holder, self._node_id, self._notes = call, holder, node_id, notes
         self._numbers = itertools.count(1)
@@ -97,6 +97,8 @@ class Slots:
         """What the broker was asked for, each by a waiter (and for how many that follow), for whoever wishes the same."""
         self._busy: dict[str, Slot] = {}
         self._free: deque[Slot] = deque()
+        self._gpus: dict[str, tuple[Sequence[int], float]] = {}
+        """What experiments have, by lease: the devices, and until when at most."""
         self._started = False
         self._closed = False
 
@@ -119,13 +121,6 @@ class Slots:
 
         """
         waiter = _Waiter("want", {"model": model, "num_ctx": num_ctx, "tried": sorted(tried)})
-        with self._news:
-            # The last first: those that are not needed stay free, and go back to the broker.
-            for slot in reversed(self._free):
-                if waiter.takes(slot):
-                    self._free.remove(slot)
-                    self._busy[slot.lease] = slot
-                    return slot
         self._wait(waiter, cancel, following)
         if waiter.slot is None:
             raise Stopped("the reply is not wanted any more")
@@ -143,8 +138,11 @@ class Slots:
             keep = not (slot.recalled or took_s is None or self._closed)
             if keep:
                 self._place(slot)
+            wanted = [] if keep else [asker for asker, _ in self._tickets.values()]
         if not keep:
             self._give_back([slot])
+        for asker in wanted:
+            self._drop_surplus(asker)
 
     def failed(self, slot: Slot, code: str) -> None:
         """Tell the broker that an endpoint failed."""
@@ -168,6 +166,8 @@ class Slots:
 
     def give_back_gpus(self, lease: GpuLease) -> None:
         """Need the GPUs no longer."""
+        with self._news:
+            self._gpus.pop(lease.lease, None)
         back = [{"id": lease.lease, "used": [], "keep": False}]
         self._send(lambda: self._call("give_back", holder=self._holder, leases=back))
 
@@ -186,6 +186,8 @@ class Slots:
     def _wait(self, waiter: _Waiter, cancel: Cancel, following: int = 0) -> None:
         ticket = ""
         with self._news:
+            if self._take_free(waiter):
+                return
             self._queue.append(waiter)
             self._start()
             if self._asked_for(waiter) < self._waiting_like(waiter):
@@ -208,6 +210,17 @@ class Slots:
             self._drop_surplus(waiter)
         if waiter.error is not None:
             raise waiter.error
+
+    def _take_free(self, waiter: _Waiter) -> bool:
+        """Give a waiter a free slot if there is one for it; with the lock held."""
+        # The last first: those that are not needed stay free, and go back to the broker.
+        for slot in reversed(self._free):
+            if waiter.takes(slot):
+                self._free.remove(slot)
+                self._busy[slot.lease] = slot
+                waiter.slot = slot
+                return True
+        return False
 
     def _asked_for(self, waiter: _Waiter) -> int:
         return sum(waiter.like(asker) for asker, _ in self._tickets.values())
@@ -275,28 +288,37 @@ class Slots:
         self._send(lambda: self._call(waiter.method, **who, **waiter.wish, **more))
 
     def _listen(self) -> None:
-        lost_s = 0.0
+        heard_s = time.monotonic()
         while not self._closed:
             with self._news:
                 held = [*self._busy.values(), *self._free]
-                tickets = list(self._tickets)
-            leases = [[slot.lease, slot.endpoint.name, name_of(slot.model)] for slot in held]
-            facts = {"leases": leases, "tickets": tickets, "timeout_s": _LISTEN_S}
+                facts = self._facts(held)
             try:
-                news = self._call("listen", holder=self._holder, **facts)
+                news = self._call("listen", holder=self._holder, timeout_s=_LISTEN_S, **facts)
             except OSError as error:
-                if lost_s > _LINK_TIMEOUT_S:
+                if time.monotonic() - heard_s > _LINK_TIMEOUT_S:
                     self._give_up(str(error))
                 time.sleep(_LINK_DELAY_S)
-                lost_s += _LINK_DELAY_S
                 continue
-            lost_s = 0.0
+            heard_s = time.monotonic()
             self._take(news)
             for note in news["notes"]:
-                self._notes(note)
+                self._notes(note["event"], note["detail"])
             for ticket in news["unknown"]:
                 self._ask(ticket)
             self._give_back([slot for slot in held if slot.used], keep=True)
+
+    def _facts(self, held: Sequence[Slot]) -> dict[str, Any]:
+        """Give all that is had and waited for, so that a broker which does not know it learns it."""
+        now_s = time.monotonic()
+        return {
+            "leases": [[slot.lease, slot.endpoint.name, name_of(slot.model)] for slot in held],
+            "gpu_leases": [
+                {"id": lease, "node_id": self._node_id, "gpus": gpus, "left_s": until_s - now_s}
+                for lease, (gpus, until_s) in self._gpus.items()
+            ],
+            "tickets": list(self._tickets),
+        }
 
     def _give_up(self, reason: str) -> None:
         with self._news:
@@ -341,6 +363,8 @@ class Slots:
                 unwanted.append(grant["lease"])
             else:
                 waiter.gpus = GpuLease(grant["lease"], grant["freed_bytes"])
+                until_s = time.monotonic() + waiter.wish["limit_s"]
+                self._gpus[grant["lease"]] = (waiter.wish["gpus"], until_s)
                 waiter.done.set()
         return unwanted
 
