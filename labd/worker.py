@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _FAILURE_PAUSE_S = 0.5
 _PRIME_AFTER_S = 0.05
+_TELL_EVERY_S = 10.0
+_MAX_TOLD = 500
 _DEADLINE_SHARE = (
     0.8  # of the task's timeout, after which the search stops and the paper is written
 )
@@ -193,11 +195,30 @@ def _pool(job: Mapping[str, Any], models: "Call | None") -> Iterator["Pool | Non
     if models is None:
         yield None
         return
-    from labd.llm.pool import Pool  # noqa: PLC0415 - most commands need none of it
+    from labd.llm.model import holder_of  # noqa: PLC0415 - most commands need none of it
+    from labd.llm.pool import Pool  # noqa: PLC0415 - as above
 
-    holder = f"{job['task_id']}#{job['attempt']}"
-    with Pool(models, holder=holder, node_id=job["node_id"]) as pool:
+    holder = holder_of(job["task_id"], job["attempt"])
+    with Pool(models, holder=holder, node_id=job["node_id"], notes=_waits(job)) as pool:
         yield pool
+
+
+def _waits(job: Mapping[str, Any]) -> Callable[[str, str], None]:
+    """Give what says in the attempt's log why it waits for a model or for GPUs, now and then and not for ever."""
+    facts = {"task_id": job["task_id"], "attempt": job["attempt"]}
+    said: dict[str, float] = {}
+
+    def tell(event: str, detail: str) -> None:
+        now_s = time.monotonic()
+        last_s = max(said.values(), default=float("-inf"))
+        if detail in said or now_s - last_s < _TELL_EVERY_S or len(said) >= _MAX_TOLD:
+            return
+        said[detail] = now_s
+        # A full disk is told by what the attempt itself can't write.
+        with suppress(OSError), file_logger(Path(job["results_dir"]) / LOG) as log:
+            log.bind(**facts).info(event, detail=detail)
+
+    return tell
 
 
 def _gpus_free(

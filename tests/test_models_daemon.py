@@ -67,10 +67,14 @@ class ModelLab:
         path = self.archive.directory(task) / "replies.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
+    def told(self, *words: str) -> str:
+        command = [sys.executable, "-m", "labd.cli", "--home", str(self.root), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
     def asked(self, *verb: str) -> Any:
-        command = [sys.executable, "-m", "labd.cli", "--home", str(self.root), *verb, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        return json.loads(done.stdout)
+        return json.loads(self.told(*verb, "--json"))
 
     def loaded(self) -> list[str]:
         return [model["name"] for model in self.node.get("/api/ps")["models"]]
@@ -157,3 +161,49 @@ def test_a_task_on_the_gpu_has_it_alone_and_prompts_wait_meanwhile(
     assert lab.wait("train", State.DONE, State.FAILED) is State.DONE
     assert lab.wait("ask", State.DONE, State.FAILED) is State.DONE
     assert len(lab.lines("ask")) == 300
+
+
+def test_a_cancelled_task_leaves_its_slots_at_once(
+    lab: ModelLab, daemon: Callable[..., DaemonProcess]
+) -> None:
+    lab.questions(300)
+    lab.drop("ask", PROMPTS)
+    daemon()
+    wait_until(lambda: lab.answered("ask") > 5, 90, "some replies")
+    lab.told("cancel", "ask")
+    lab.wait("ask", State.CANCELLED)
+
+    def in_flight() -> int:
+        [endpoint] = lab.asked("models")["endpoints"]
+        return sum(model["in_flight"] for model in endpoint["models"])
+
+    # Less than the time after which a silent holder is taken for dead.
+    wait_until(lambda: in_flight() == 0, 15, "no slot to be taken")
+
+
+LISTENERS = """
+import sys, threading, time
+import ray
+from labd.engine import models
+from labd.engine.calls import calls_to
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+options = {"endpoints": [], "discover": False, "rules": {}, "status_path": sys.argv[1]}
+actor = models.make(options, ray.get_runtime_context().get_node_id())
+call = calls_to(actor, "the broker", apart=["listen"])
+call("report")
+def listen(number):
+    call("listen", holder=f"h{number}", leases=[], gpu_leases=[], tickets=[], timeout_s=20.0)
+threads = [threading.Thread(target=listen, args=(number,), daemon=True) for number in range(200)]
+for thread in threads:
+    thread.start()
+time.sleep(3)  # so that all of them listen
+began_s = time.monotonic()
+call("report")
+print("answered while", sum(thread.is_alive() for thread in threads), "listened")
+"""
+
+
+def test_a_broker_answers_at_once_however_many_workers_listen(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LISTENERS, str(tmp_path / "models.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "answered while 200 listened\n", done.stderr

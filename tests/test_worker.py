@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 
 from labd import worker
 from tests.factories import PARABOLA, make_template, task_text
+from tests.processes import wait_until
+from tests.servers.fixtures import running_ollama
 from tests.test_command import SANDBOX, Lab
+from tests.test_llm_pool import NODE, brokered, endpoint, in_flight
 
 # A process of its own, because what is kept warm is the process's.
 WARM = """
@@ -115,3 +119,28 @@ def test_a_result_that_can_not_be_written_is_no_success(lab: Lab) -> None:
     outcome = worker.run(job, [])
     assert (outcome["outcome"], outcome["error"]["code"]) == ("failed", "storage")
     assert outcome["error"]["retryable"]
+
+
+@pytest.mark.sandbox
+def test_a_command_that_waits_for_its_gpu_says_why(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labd.llm.slots._LISTEN_S", 0.2)
+    log = lab.home.results / "x" / "log.jsonl"
+    job = lab.job(lab.text(run="true"), num_gpus=1.0, node_id=NODE)
+    with (
+        running_ollama("--model=alpha,vram=8000000000") as node,
+        brokered(endpoint(node)) as call,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        facts = {"node_id": NODE, "model": "alpha", "num_ctx": 2048, "tried": []}
+        call("want", holder="busy", ticket="t", **facts)
+        wait_until(lambda: in_flight(call) == 1)
+        running = threads.submit(worker.run, job, [0], models=call)
+        wait_until(log.exists)
+        call("bye", holder="busy")
+        assert running.result(60)["outcome"] == "done"
+    [told] = [json.loads(line) for line in log.read_text().splitlines()]
+    assert told["event"] == "gpus.waiting"
+    assert told["task_id"] == "x"
+    assert "one: " in told["detail"]

@@ -1,6 +1,6 @@
 """Asking an actor: plain data there and plain data back, and its loss as the errors of a lost connection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
@@ -10,16 +10,19 @@ TIMEOUT_S = 60.0
 Call = Callable[..., dict[str, Any]]
 
 
-def calls_to(actor: Any, who: str) -> Call:
+def calls_to(actor: Any, who: str, *, apart: Collection[str] = ()) -> Call:
     """Give ``call(method, /, **data) -> data``, bound to an actor that has ``answer(method, data)``.
 
-    What the call raises: `TimeoutError`: no answer within a minute; `ConnectionError`: the actor is gone. Both name it as
-    `who`.
+    `apart`: methods that have a group of the actor's threads of the same name for themselves. What the call raises:
+    `TimeoutError`: no answer within a minute; `ConnectionError`: the actor is gone. Both name it as `who`.
     """
 
     def call(method: str, /, **data: Any) -> dict[str, Any]:
+        asked = actor.answer
+        if method in apart:
+            asked = asked.options(concurrency_group=method)
         try:
-            answer: dict[str, Any] = ray.get(actor.answer.remote(method, data), timeout=TIMEOUT_S)
+            answer: dict[str, Any] = ray.get(asked.remote(method, data), timeout=TIMEOUT_S)
         except ray.exceptions.GetTimeoutError as error:
             raise TimeoutError(f"{who} did not answer") from error
         except ray.exceptions.RayError as error:

@@ -36,6 +36,7 @@ class _Attempt:
     node_id: str
     version: str
     since: float
+    models: Any = None
     cancelled: bool = False
     over: bool = False
 
@@ -141,7 +142,7 @@ class Dispatcher:
             self._deliver(_ended(key, "lost", None, reason))
             return
         with self._lock:
-            self._attempts[key] = _Attempt(ref, job["node_id"], version, time.monotonic())
+            self._attempts[key] = _Attempt(ref, job["node_id"], version, time.monotonic(), models)
         ref.future().add_done_callback(lambda future: self._ended(key, future))
 
     def _cancel(self, key: Key) -> None:
@@ -159,6 +160,11 @@ class Dispatcher:
             attempt = self._attempts[key]
             attempt.over = True
         how, outcome, reason = _judged(key, attempt, future)
+        if how != "returned" and attempt.models is not None:
+            from labd.llm.model import holder_of  # noqa: PLC0415 - most commands need none of it
+
+            # Who was killed can't give back slots and GPUs, and others would wait until its silence is noticed.
+            attempt.models.answer.remote("bye", {"holder": holder_of(*key)})
         self._deliver(_ended(key, how, outcome, reason))
         if how != "returned":
             # The killed worker's successor should not pay its imports when it is needed, nor take a CPU

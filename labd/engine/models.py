@@ -24,8 +24,11 @@ from labd.llm.finding import Machine, find_own, found_on, placed, reach
 from labd.llm.hands import DirectHands
 from labd.llm.model import Endpoint, Look
 
-THREADS = 128
-"""Calls that the actor works on at once: each worker process has one that waits."""
+THREADS = 32
+LISTENERS = 512
+"""Workers that wait for news, each in a thread of the actor; apart from the others, which are to be answered at once."""
+_HEAR_FIRST_S = 3.0
+"""How long a broker that came back hears its holders first: they find out that it was gone within a second."""
 _ASK_AGAIN_S = 60.0
 """After so long a node is asked again on which no Ollama was found, or one that only it can reach."""
 _FIND_TIMEOUT_S = 20.0
@@ -52,6 +55,7 @@ class ModelsActor:
             self._finder.find,
             NodeHands(DirectHands(), node_id),
             status_path=Path(options["status_path"]),
+            hear_first_s=_HEAR_FIRST_S if _came_back() else 0.0,
         )
 
     def answer(self, method: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +215,9 @@ class NodeHands:
 
 def make(options: Mapping[str, Any], node_id: str, **more: Any) -> Any:
     """Give the handle of a new broker actor on the lab's own node."""
-    actor = ray.remote(ModelsActor).options(
+    # Ray's own annotations know these groups only where `remote` is used as a decorator.
+    remote: Any = ray.remote(concurrency_groups={"listen": LISTENERS})
+    actor = remote(ModelsActor).options(
         **{
             "num_cpus": 0,
             "max_concurrency": THREADS,
@@ -221,6 +227,10 @@ def make(options: Mapping[str, Any], node_id: str, **more: Any) -> Any:
         }
     )
     return actor.remote(dict(options), node_id)
+
+
+def _came_back() -> bool:
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def machines_of(local_id: str) -> list[Machine]:

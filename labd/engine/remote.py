@@ -102,7 +102,9 @@ def _follow(owner_pid: int) -> None:
 
 
 def _broker(models: Any) -> Call | None:
-    return None if models is None else calls_to(models, "the broker of models")
+    return None if models is None else calls_to(
+        models, "the broker of models", apart=["listen"]
+    )
 
 
 def _run_away(

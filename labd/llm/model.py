@@ -209,6 +209,11 @@ def name_of(model: str) -> str:
     return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
 
 
+def holder_of(task_id: str, attempt: int) -> str:
+    """Give the name by which a broker knows an attempt at a task."""
+    return f"{task_id}#{attempt}"
+
+
 def is_remote_name(model: str) -> bool:
     """Say whether a name alone says that the model runs at Ollama's makers: a tag ``cloud`` or ``…-cloud``."""
     return name_of(model).rsplit(":", 1)[-1].endswith("cloud")
