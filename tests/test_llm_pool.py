@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from labd.errors import ConfigError
 from labd.llm.broker import Broker
+from labd.llm.client import Client, connect
 from labd.llm.desk import Rules
 from labd.llm.errors import (
+    CutShort,
     EndpointDown,
     ModelMissing,
     Stopped,
 )
 from labd.llm.hands import DirectHands
-from labd.llm.model import Cancel, Endpoint, Message, Options
+from labd.llm.model import Cancel, Endpoint, Message, Options, Timeouts
 from labd.llm.pool import Pool
 from labd.llm.wireform import Call
 from tests.processes import wait_until
@@ -208,6 +211,35 @@ def test_a_dead_endpoint_is_left_for_another_one() -> None:
         nodes[dead].kill()
         reply = models.chat(HELLO, options())
         assert reply.endpoint == ends[1 - dead].name
+
+
+def test_an_endpoint_whose_key_this_machine_lacks_is_left_for_another_one_and_not_taken_for_ill() -> (
+    None
+):
+    def connect_here(end: Endpoint, timeouts: Timeouts) -> Client:
+        if end.name == "one":
+            raise ConfigError("the environment has no KEY")
+        return connect(end, timeouts)
+
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(running_ollama("--model=alpha")) for _ in range(2)]
+        ends = [endpoint(n, name) for n, name in zip(nodes, ("one", "two"), strict=True)]
+        call = stack.enter_context(brokered(*ends))
+        models = stack.enter_context(Pool(call, holder="h", node_id=NODE, connect=connect_here))
+        replies = [models.chat(HELLO, options()) for _ in range(4)]
+        assert {reply.endpoint for reply in replies} == {"two"}
+        assert call.calls["failed"] == 0
+
+
+def test_a_slot_is_kept_when_only_the_reply_was_no_good() -> None:
+    with ExitStack() as stack:
+        node = stack.enter_context(running_ollama("--model=alpha"))
+        call = stack.enter_context(brokered(endpoint(node)))
+        models = stack.enter_context(pool(call))
+        for _ in range(20):
+            with pytest.raises(CutShort):
+                models.chat(HELLO, options(num_predict=1, allow_cut=False))
+        assert call.calls["want"] < 10
 
 
 def test_work_goes_on_when_the_only_endpoint_comes_back() -> None:

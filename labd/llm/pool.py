@@ -1,6 +1,7 @@
 """A worker's way to the lab's language models: slots from the broker, replies from the endpoints."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -8,8 +9,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
+from labd.errors import ConfigError
 from labd.llm.client import Client, connect
-from labd.llm.errors import ModelError
+from labd.llm.errors import EndpointMisconfigured, ModelError, Stopped
 from labd.llm.model import Cancel, Endpoint, Message, Options, Reply, Timeouts
 from labd.llm.slots import Slot, Slots
 from labd.llm.structured import chat_structured
@@ -97,13 +99,15 @@ class Pool:
             )
             name = slot.endpoint.name
             how.first.clear()
+            began_s = time.monotonic()
             try:
                 reply = self._ask(slot, messages, options, schema, how)
             except ModelError as error:
-                if error.elsewhere:
+                if error.elsewhere and name in self._clients:
                     # Told first: the slot would go to the next request before the endpoint is known to be ill.
                     self._slots.failed(slot, error.code)
-                self._slots.release(slot, None)
+                answered = not (error.elsewhere or isinstance(error, Stopped))
+                self._slots.release(slot, time.monotonic() - began_s if answered else None)
                 if how.first.is_set() or not error.elsewhere or len(tried) + 1 >= _MAX_TRIES:
                     raise
                 if name in tried:
@@ -142,7 +146,14 @@ class Pool:
     def _client(self, endpoint: Endpoint) -> Client:
         with self._lock:
             if endpoint.name not in self._clients:
-                self._clients[endpoint.name] = self._connect(endpoint, self._timeouts)
+                try:
+                    self._clients[endpoint.name] = self._connect(endpoint, self._timeouts)
+                except (
+                    ConfigError
+                ) as error:  # no fault of the endpoint's: this machine lacks its key
+                    raise EndpointMisconfigured(
+                        error.what, where=error.where, fix=error.fix
+                    ) from error
             return self._clients[endpoint.name]
 
     @contextmanager

@@ -199,10 +199,12 @@ class Router:
         """Take a lease back, of either kind."""
         self.desk.leases.pop(lease_id, None)
         lease = self.desk.gpu_leases.pop(lease_id, None)
-        for side in self._on_gpus_of(lease) if lease else ():
+        if lease is None:
+            return
+        for side in self._on_gpus_of(lease):
             if side.experiments is not None:
                 side.experiments.used_s = self.desk.now_s
-                side.experiments.holder = lease.holder if lease else ""
+                side.experiments.holder = lease.holder
 
     def failed(self, endpoint: str, model: str, code: str, now_s: float) -> None:
         """Hear that a request failed at an endpoint, by the error's code."""
