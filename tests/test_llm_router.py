@@ -297,6 +297,19 @@ def test_two_endpoints_never_both_load_for_the_same_few_requests() -> None:
     assert bench.changes(after_s=1) == []
 
 
+def test_a_load_that_hangs_is_not_waited_for_where_another_endpoint_can_load() -> None:
+    bench = Bench(*(Endpoint(n, f"http://{n}") for n in ("one", "two")))
+    for name in ("one", "two"):
+        bench.seen(name, look("a"))
+    ticket = bench.want("a")
+    [first] = bench.changes()
+    assert bench.changes(after_s=25) == []
+    [second] = bench.changes(after_s=10)
+    assert {first.endpoint, second.endpoint} == {"one", "two"}
+    bench.done(second)
+    assert [g.ticket for g in bench.grants()] == [ticket]
+
+
 def test_servers_that_hold_one_model_for_ever_are_never_asked_to_swap() -> None:
     bench = Bench(Endpoint("cpp", "http://cpp", api="openai"))
     bench.seen("cpp", look("a", loaded=("a",), num_ctx=4096, server="llamacpp"))
@@ -550,6 +563,19 @@ def test_a_request_that_failed_somewhere_goes_elsewhere_if_it_can() -> None:
     bench.want("a", tried=frozenset({"one"}))
     assert [g.endpoint.name for g in bench.grants()] == ["two"]
     bench.want("a", tried=frozenset({"one", "two"}))
+    assert len(bench.grants()) == 1
+
+
+def test_a_long_reply_on_trial_is_no_reason_to_refuse_those_who_wait_for_its_end() -> None:
+    bench = one(slots=4)
+    for _ in range(3):
+        bench.router.failed("one", "a", "endpoint_failed", bench.now_s)
+    for _ in range(2):
+        bench.want("a")
+    [trial] = bench.grants(after_s=31)
+    for _ in range(10):
+        assert bench.step(after_s=60) == []
+    bench.router.used(trial.lease, bench.now_s, [600.0])
     assert len(bench.grants()) == 1
 
 

@@ -14,6 +14,7 @@ from labd.llm.model import Endpoint, LoadedModel, Look, ModelInfo, is_remote_nam
 
 _SWAPS = ("ollama", "lmstudio")
 _FIRST_LOAD_S = 10.0
+_OVERDUE_LOADS = 3.0
 _LEAST_LINGER_S = 2.0
 _RETRY_LOAD_S = 5.0
 _FORGET_S = 300.0
@@ -246,6 +247,7 @@ class Side:
     held: dict[str, Held] = field(default_factory=dict)
     change: Change | None = None
     """Being done now."""
+    change_since_s: float = 0.0
     next: Change | None = None
     """To be done as soon as nothing is in flight for what it unloads."""
     kept_for: str = ""
@@ -308,6 +310,11 @@ class Side:
     def comes(self, name: str) -> bool:
         """Say whether a model is about to be loaded."""
         return any(change.load == name for change in (self.change, self.next) if change)
+
+    def overdue(self, now_s: float) -> bool:
+        """Say whether a change takes so long that one had better not wait for it."""
+        lasts_s = _OVERDUE_LOADS * max(self.load_s, _FIRST_LOAD_S)
+        return self.change is not None and now_s - self.change_since_s > lasts_s
 
     def linger_s(self, turn_s: float) -> float:
         """Give how long a model is left alone that somebody may want again: as long as it took to load.

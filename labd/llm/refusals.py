@@ -43,6 +43,9 @@ def no_way(desk: Desk, want: Want) -> ModelError | Pull | None:
     if having and not any(desk.may_run(side, want) for side in having):
         return _remote(want)
     unknown = [side for side in sides if side.look is None or not (side.answers or side.models)]
+    if any(side.answers and desk.in_flight(side) for side in having):
+        want.stuck_since_s = None  # one is on trial
+        return None
     if having or unknown:
         return _patience(desk, want, sides)
     return _missing(desk, want, sides)

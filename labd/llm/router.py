@@ -424,7 +424,7 @@ class Router:
             if change is None or side.change is not None:
                 continue
             if not any(self.desk.in_flight(side, name) for name in change.unload):
-                side.next, side.change = None, change
+                side.next, side.change, side.change_since_s = None, change, self.desk.now_s
                 yield change
 
     # --- refusals

@@ -48,7 +48,7 @@ def changes(desk: Desk) -> Iterator[Change]:
     for name, wants in _by_model(desk):
         first = wants[0]
         sides = [s for s in desk.candidates(first) if s.swaps and not desk.taken(s)]
-        have = [s for s in desk.candidates(first) if desk.fits(s, first) or s.comes(name)]
+        have = [s for s in desk.candidates(first) if desk.fits(s, first) or _comes(desk, s, name)]
         if have and not _worth_another(desk, name, have, _backlog(wants)):
             continue
         num_ctx = max(want.num_ctx for want in wants)
@@ -134,6 +134,10 @@ def _backlog(wants: Iterable[Want]) -> int:
         waiting[want.holder] += 1
         following[want.holder] = max(want.following, following.get(want.holder, 0))
     return waiting.total() + sum(following.values())
+
+
+def _comes(desk: Desk, side: Side, name: str) -> bool:
+    return side.comes(name) and not side.overdue(desk.now_s)
 
 
 def _may_load(desk: Desk, side: Side, name: str) -> bool:
