@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labd.llm.desk import Change, GpuWant, Rules, Want
+from labd.llm.claims import GpuWant, Want
+from labd.llm.desk import Change, Rules
 from labd.llm.errors import (
     EndpointDown,
     EndpointFailed,

@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 
 from labd.clock import to_iso, utc_now
 from labd.files import write_json
-from labd.llm.desk import Change, GpuLease, GpuWant, Lease, Rules, Want
+from labd.llm.claims import GpuLease, GpuWant, Lease, Want
+from labd.llm.desk import Change, Rules
 from labd.llm.errors import ModelError
 from labd.llm.model import Endpoint, Look, name_of
 from labd.llm.refusals import Pull

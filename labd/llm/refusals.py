@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from labd.clock import print_duration
-from labd.llm.desk import Desk, Side, Want
+from labd.llm.claims import Want
+from labd.llm.desk import Desk, Side
 from labd.llm.errors import (
     EndpointDown,
     EndpointFailed,

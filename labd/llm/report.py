@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from labd.llm.desk import Desk, GpuWant, Side, Want
+from labd.llm.claims import GpuWant, Want
+from labd.llm.desk import Desk, Side
 from labd.llm.turns import gpu_sides
 from labd.text import printable
 

@@ -9,22 +9,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from labd.llm.desk import (
-    Change,
-    Desk,
-    Experiments,
-    GpuLease,
-    GpuWant,
-    Held,
-    Lease,
-    Likeness,
-    Rules,
-    Side,
-    Want,
-)
+from labd.llm.claims import GpuLease, GpuWant, Lease, Want
+from labd.llm.desk import Change, Desk, Experiments, Held, Rules, Side
 from labd.llm.errors import ModelError, ModelMissing
 from labd.llm.model import Endpoint, Look, name_of
 from labd.llm.refusals import Pull, no_way
+from labd.llm.shares import to_share
 from labd.llm.turns import changes, gpu_changes, gpu_must_wait
 
 _MEAN_WEIGHT = 0.2
@@ -267,7 +257,8 @@ class Router:
         actions += self._grant()
         for change in (*gpu_changes(desk), *changes(desk)):
             actions += self._recall_for(change)
-        actions += self._share_out()
+        for lease in to_share(desk):
+            actions += self._recall(lease)
         actions += self._begin_changes()
         return actions
 
@@ -345,49 +336,6 @@ class Router:
         if not lease.recalled:
             lease.recalled = True
             yield Recall(lease.holder, lease.id)
-
-    def _share_out(self) -> Iterator[Recall]:
-        """Ask leases back from who has more than who waits for the same model and has fewer."""
-        keeps = Counter(x.holder for x in self.desk.leases.values() if not x.recalled)
-        for name in dict.fromkeys(want.name for want in self.desk.wants.kinds()):
-            wants = [want for alike in self.desk.wants.alike(name) for want in alike]
-            sides = {want.likeness: self._full(want) for want in self.desk.wants.kinds(name)}
-            coming = sum(x.recalled and x.name == name for x in self.desk.leases.values())
-            counts: dict[Likeness, Counter[str]] = {}
-            wants.sort(key=lambda w: (keeps[w.holder], w.since_s))  # as slots will be given
-            for ahead, want in enumerate(wants):
-                full = sides[want.likeness]
-                if coming > ahead or not full:
-                    continue
-                if want.likeness not in counts:
-                    counts[want.likeness] = self._counted(full, name)
-                lease = self._to_share(want, full, counts[want.likeness])
-                if lease is not None:
-                    coming += not lease.recalled
-                    yield from self._recall(lease)
-                    counts.clear()
-
-    def _full(self, want: Want) -> list[Side]:
-        """Give the endpoints that have the model, if all their slots are taken."""
-        sides = [side for side in self.desk.candidates(want) if self.desk.fits(side, want)]
-        free = any(self.desk.in_flight(side, want.name) < side.slots for side in sides)
-        return [] if free else sides
-
-    def _counted(self, sides: Sequence[Side], name: str) -> Counter[str]:
-        return sum((self.desk.held_by(side, name) for side in sides), Counter())
-
-    def _to_share(self, want: Want, sides: Sequence[Side], held: Counter[str]) -> Lease | None:
-        """Give the oldest lease of who has most, if that is too much beside what the want's holder has."""
-        most, count = max(held.items(), key=lambda pair: pair[1], default=("", 0))
-        mine = held[want.holder]
-        if most == want.holder or count <= (mine + 1 if mine else 0):
-            return None
-        names = {side.name for side in sides}
-        leases = self.desk.leases.values()
-        return min(
-            (x for x in leases if (x.holder, x.name) == (most, want.name) and x.endpoint in names),
-            key=lambda x: (x.recalled, x.since_s),
-        )
 
     def _grant_gpus(self) -> Iterator[GpuGrant]:
         desk = self.desk

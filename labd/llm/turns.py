@@ -13,7 +13,8 @@ The rules, for an endpoint whose memory is full:
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from labd.llm.desk import Change, Desk, GpuWant, Held, Side, Want
+from labd.llm.claims import GpuWant, Want
+from labd.llm.desk import Change, Desk, Held, Side
 
 _SPREAD_LOADS = 2.0
 _FIRST_REQUEST_S = 1.0
