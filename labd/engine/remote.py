@@ -102,9 +102,7 @@ def _follow(owner_pid: int) -> None:
 
 
 def _broker(models: Any) -> Call | None:
-    return None if models is None else calls_to(
-        models, "the broker of models", apart=["listen"]
-    )
+    return None if models is None else calls_to(models, "the broker of models", apart=["listen"])
 
 
 def _run_away(

@@ -359,9 +359,7 @@ class Router:
         return [s for s in self.desk.sides.values() if s.on_gpus(want.node_id, want.gpus)]
 
     def _in_use(self, side: Side) -> bool:
-        """Say whether an endpoint fills its GPUs, or may; one that was never seen may too."""
-        if side.look is None:
-            return True
+        """Say whether an endpoint fills its GPUs, or is about to be changed."""
         if not (side.swaps and side.answers):
             return False
         return bool(side.fills_gpu or side.next)
