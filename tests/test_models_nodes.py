@@ -71,13 +71,13 @@ class NodesLab:
         [endpoint] = self.wait_nodes(2)[False]["endpoints"]
         return [model["name"] for model in endpoint["models"] if model["loaded"]]
 
-    def run_on_gpu(self) -> list[str]:
+    def run_on_gpu(self, name: str) -> list[str]:
         """Run a command on the one GPU that there is; give what is loaded beside it as the broker sees it."""
-        self.drop("train", "kind: command\nrun: 'touch begun; sleep 3'\nnum_gpus: 1\n")
-        begun = self.archive.directory("train") / "files" / "begun"
+        self.drop(name, "kind: command\nrun: 'touch begun; sleep 3'\nnum_gpus: 1\n")
+        begun = self.archive.directory(name) / "files" / "begun"
         wait_until(begun.exists, 60, "the command to run")
         loaded = self.far_loaded()
-        self.wait("train", State.DONE)
+        self.wait(name, State.DONE)
         return loaded
 
 
@@ -129,7 +129,7 @@ def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
     for local, server in ((True, here), (False, far)):
         [endpoint] = found[local]["endpoints"]
         assert (endpoint["url"], endpoint["name"]) == (server.url, found[local]["name"])
-    assert lab.run_on_gpu() == []
+    assert lab.run_on_gpu("train") == []
     assert loaded(far) == []
 
     for server in (here, far):
@@ -143,7 +143,9 @@ def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
 
     service.end_node(node)
     assert list(lab.wait_nodes(1)) == [True]
+    load(far)
     service.add_node(num_gpus=1, OLLAMA_HOST=own_host(far))
+    assert lab.run_on_gpu("train-again") == []  # before anybody has seen what is on the new node
     [endpoint] = lab.wait_nodes(2)[False]["endpoints"]
     assert endpoint["url"] == far.url
 
@@ -184,5 +186,5 @@ def test_an_ollama_on_a_loopback_is_for_its_own_host_and_still_makes_room(
         assert endpoint["url"] == "http://127.0.0.1:11434"
         assert endpoint["only_from"] == machine["id"]
     assert lab.far_loaded() == ["alpha:latest"]
-    assert lab.run_on_gpu() == []
+    assert lab.run_on_gpu("train") == []
     assert json.loads(theirs.get("http://127.0.0.1:11434/api/ps"))["models"] == []
