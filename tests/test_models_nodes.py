@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.sandbox,
     pytest.mark.timeout(240),
-    pytest.mark.xdist_group("restart"),
+    pytest.mark.xdist_group("nodes"),
 ]
 LOAD = json.dumps({"model": "alpha", "options": {"num_ctx": 2048}})
 ALPHA = "--model=alpha,vram=8000000000"
