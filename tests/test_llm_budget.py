@@ -185,6 +185,12 @@ def test_bytes_and_tokens_agree(rate: TokenRate, number: int) -> None:
     assert rate.estimate(number) <= rate.estimate(number + 1)
 
 
+def test_bytes_and_tokens_agree_where_their_product_is_rounded_up() -> None:
+    rate = TokenRate()
+    rate.learn(400, 154)
+    assert rate.estimate(rate.bytes_for(77)) <= 77
+
+
 def test_many_threads_may_teach_at_once() -> None:
     rate = TokenRate()
     with ThreadPoolExecutor(8) as pool:

@@ -58,7 +58,9 @@ class TokenRate:
 
     def bytes_for(self, tokens: int) -> int:
         """Give the bytes of text for which `estimate` says at most `tokens`."""
-        return max(int(tokens * self._low), 0)
+        size_bytes = max(int(tokens * self._low), 0)
+        # The product may have been rounded up to a whole number, of which `estimate` would make one token more.
+        return size_bytes - 1 if self.estimate(size_bytes) > max(tokens, 0) else size_bytes
 
 
 @dataclass(frozen=True, slots=True)
