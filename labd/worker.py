@@ -238,7 +238,7 @@ def _attempt(
     task = parse_task(job["task_text"].encode(), job["file_name"])
     if task.spec.kind == "command":
         with _gpus_free(pool, gpus, job["timeout_s"]):
-            return _command(job, task, gpus)
+            return _command(_after_wait(job, time.monotonic() - clock), task, gpus)
     with file_logger(Path(job["results_dir"]) / LOG) as plain:
         log = plain.bind(task_id=job["task_id"], attempt=job["attempt"])
         log.info("attempt.started", node=job["node_id"], gpus=list(gpus))
@@ -283,6 +283,13 @@ def _warn(results: Path, warnings: Sequence[str], job: Mapping[str, Any]) -> Non
     with JsonLines(results / LOG) as lines:
         for warning in warnings:
             lines.append({**facts, "key": warning, **said}, durable=False)
+
+
+def _after_wait(job: Mapping[str, Any], waited_s: float) -> Mapping[str, Any]:
+    """Give a job with the time that it has left: the daemon's clock ran while it waited for its GPUs' memory."""
+    if waited_s < 1:
+        return job
+    return {**job, "timeout_s": max(1.0, job["timeout_s"] - waited_s)}
 
 
 def _command(job: Mapping[str, Any], task: TaskFile, gpus: Sequence[int]) -> _Did:
