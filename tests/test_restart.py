@@ -14,6 +14,7 @@ import pytest
 from labd.archive import Archive
 from labd.spool import Spool
 from labd.task import State
+from tests.factories import write_settings
 from tests.processes import DaemonProcess, wait_until
 from tests.rayservice import RayService
 
@@ -44,9 +45,7 @@ class ServedLab:
     def __init__(self, home: Path, service: RayService) -> None:
         self.home = home
         self.spool, self.archive = Spool(home / "spool"), Archive(home / "results")
-        (home / "config").mkdir(parents=True)
-        settings = f"ray: {{address: '{service.address}'}}\nmin_free_bytes: 1048576\n"
-        (home / "config" / "labd.yaml").write_text(settings)
+        write_settings(home, ray={"address": service.address}, min_free_bytes=2**20)
         self.spool.prepare()
 
     def drop(self, name: str, run: str, **keys: object) -> None:
