@@ -164,7 +164,7 @@ def test_many_files_in_a_private_place_are_too_many(sandbox: Sandbox, work: Path
 
 
 @pytest.mark.sandbox
-@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("grouped", [pytest.param(True, marks=needs_groups), False])
 def test_nothing_moves_while_the_disk_is_looked_at_closely(
     sandbox: Sandbox, work: Path, *, grouped: bool
 ) -> None:
