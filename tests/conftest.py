@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from labd.archive import Archive
-from labd.settings import Home, Settings
+from labd.settings import Home
 from labd.spool import Spool
+from tests.factories import write_settings
 from tests.processes import DaemonProcess
 
 REPO = Path(__file__).parent.parent
@@ -20,8 +21,8 @@ def _no_home_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    """A lab's home with empty directories and the default settings."""
-    the_home = Home(tmp_path, Settings())
+    """A lab's home with empty directories, and settings that say which gap tests accept."""
+    the_home = write_settings(tmp_path)
     Spool(the_home.spool).prepare()
     Archive(the_home.results).prepare()
     return the_home

@@ -6,6 +6,9 @@ from typing import Any
 
 import yaml
 
+from labd.settings import Home, load_home
+from tests.boxes import ACCEPTED_GAPS
+
 TASK = {"kind": "research", "template": "digits"}
 
 
@@ -14,6 +17,15 @@ def task_text(**over: Any) -> str:
     return yaml.safe_dump(
         {k: v for k, v in {**TASK, **over}.items() if v is not None}, sort_keys=False
     )
+
+
+def write_settings(root: Path, **settings: Any) -> Home:
+    """Write a lab's settings, which accept the gap that tests accept; give the home."""
+    (root / "config").mkdir(parents=True, exist_ok=True)
+    boxed = {"allow_missing": sorted(ACCEPTED_GAPS), **settings.pop("sandbox", {})}
+    text = yaml.safe_dump({"sandbox": boxed, **settings}, sort_keys=False)
+    (root / "config" / "labd.yaml").write_text(text)
+    return load_home(root)
 
 
 def make_template(root: Path, name: str = "tiny", *, experiment: str, **over: Any) -> Path:

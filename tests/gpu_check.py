@@ -28,9 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from labd.sandbox import Ending, Limits, Sandbox, SandboxConfig, SandboxResult  # noqa: E402
+from labd.sandbox import Ending, Limits, SandboxResult  # noqa: E402
 from labd.sandbox.cgroup import find_base  # noqa: E402
 from labd.sandbox.interpreter import interpreter  # noqa: E402
+from tests.boxes import make_sandbox  # noqa: E402
 
 LIMITS = Limits(wall_s=180, memory_bytes=16 * 2**30, processes=2048, disk_bytes=2**30)
 
@@ -102,8 +103,7 @@ class Machine:
         if not self.minors:
             raise SystemExit("no NVIDIA GPU here")
         self.minor = self.minors[0] if minor is None else minor
-        accepted = frozenset({"cgroup"})
-        self.box = Sandbox(SandboxConfig(bwrap=bwrap, allow_missing=accepted))
+        self.box = make_sandbox(bwrap=bwrap)
         self.extra, self.path = _torch_place()
 
     def run(

@@ -24,9 +24,10 @@ from labd.daemon import Daemon
 from labd.engine.client import Engine
 from labd.engine.types import Down, Ended, Event, Held, Job, NodeInfo, Ready
 from labd.log import Logger
-from labd.settings import Home, Settings
+from labd.settings import Home, SandboxSettings, Settings
 from labd.spool import Spool
 from labd.task import State
+from tests.boxes import ACCEPTED_GAPS
 
 Key = tuple[str, int]
 
@@ -287,7 +288,15 @@ class Lab:
     """A home, a daemon that is ticked by hand, and the engine that it has."""
 
     def __init__(self, root: Path, *, num_cpus: float = 2.0, survives: bool = True) -> None:
-        self.home = Home(root, Settings(rescan=1e-6, settle=1e-6, min_free_bytes=1))
+        self.home = Home(
+            root,
+            Settings(
+                rescan=1e-6,
+                settle=1e-6,
+                min_free_bytes=1,
+                sandbox=SandboxSettings(allow_missing=ACCEPTED_GAPS),
+            ),
+        )
         self.spool = Spool(self.home.spool)
         self.archive = Archive(self.home.results)
         self.engine = SteppedEngine(num_cpus=num_cpus, survives=survives)

@@ -116,7 +116,6 @@ def test_no_lab_is_told_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_bad_settings_are_told_with_their_line(home: Home) -> None:
-    (home.root / "config").mkdir()
     (home.root / "config" / "labd.yaml").write_text("spool: spool\nsandbox:\n  memory_byts: 1\n")
     done = labd(home.root, "list")
     assert done.returncode == 1
@@ -125,7 +124,6 @@ def test_bad_settings_are_told_with_their_line(home: Home) -> None:
 
 
 def test_an_empty_settings_file_means_the_defaults(home: Home) -> None:
-    (home.root / "config").mkdir()
     (home.root / "config" / "labd.yaml").write_text("# nothing set\n")
     assert labd(home.root, "list").returncode == 0
 

@@ -29,15 +29,15 @@ from labd.command.places import LOCK, Fence
 from labd.command.run import Attempt, Report, limits_of, run_command
 from labd.errors import TaskFileError
 from labd.files import locked
-from labd.sandbox import Sandbox
 from labd.settings import Home, load_home
 from labd.task import parse_task
+from tests.boxes import ACCEPTED_GAPS, make_sandbox
 from tests.processes import wait_until
 
 MIB = 2**20
 SANDBOX = {
     "uid": 64123,
-    "allow_missing": [],
+    "allow_missing": sorted(ACCEPTED_GAPS),
     "memory_bytes": 512 * MIB,
     "processes": 64,
     "disk_bytes": 64 * MIB,
@@ -365,7 +365,7 @@ def run_in_thread(
         report = run_command(
             parse_task(lab.text(**keys).encode(), "x.yaml"),
             Attempt("x", 1, lab.home.results / "x", 1.0, ()),
-            Sandbox(),
+            make_sandbox(),
             where="x.yaml",
             fence=Fence(lab.home.inputs, lab.home.forbidden, lab.home.results),
             allow_network=False,

@@ -30,6 +30,7 @@ from labd.archive import EVENTS, RESULT, Archive
 from labd.spool import Spool
 from labd.task import State, task_id
 from tests.crashing import Life, Lives, Torn
+from tests.factories import write_settings
 from tests.rayservice import RayService
 
 WHOLE = "LABD_TORTURE" in os.environ
@@ -388,11 +389,9 @@ def points_of(life: Life) -> list[Point]:
     return points
 
 
-def make_house(home: Path, ray: str) -> Path:
+def make_house(home: Path, **ray: Any) -> Path:
     """Make a lab's home with these settings for Ray."""
-    (home / "config").mkdir(parents=True)
-    settings = f"ray: {{{ray}}}\nmin_free_bytes: 1048576\n"
-    (home / "config" / "labd.yaml").write_text(settings)
+    write_settings(home, ray=ray, min_free_bytes=2**20)
     return home
 
 
@@ -402,7 +401,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     service = RayService(tmp_path_factory.mktemp("ray"), num_cpus=4)
     try:
         service.start()
-        home = make_house(tmp_path_factory.mktemp("served"), f"address: '{service.address}'")
+        home = make_house(tmp_path_factory.mktemp("served"), address=service.address)
         with Lives(__name__, env=service.env) as lives:
             yield home, lives
     finally:
@@ -440,7 +439,7 @@ def test_a_daemon_killed_again_while_it_mends_ends_every_task_as_it_should(
 
 @pytest.mark.skipif(not WHOLE, reason="ten seconds a life; test_kill.py kills everything at once")
 def test_a_daemon_killed_together_with_its_work_begins_it_again(tmp_path: Path) -> None:
-    home = make_house(tmp_path / "embedded", "num_cpus: 4, dashboard: false")
+    home = make_house(tmp_path / "embedded", num_cpus=4, dashboard=False)
     chance, kills = random.Random(SEED + 2), 0
     with Lives(__name__) as lives:
         for _ in range(EMBEDDED_POINTS):

@@ -21,6 +21,7 @@ from labd.command.run import MAX_OLD_LOGS
 from labd.engine.types import Job
 from labd.settings import SandboxSettings
 from labd.worker import run
+from tests.boxes import ACCEPTED_GAPS
 from tests.crashing import Life, Lives, Torn
 from tests.factories import PARABOLA, make_template, task_text
 from tests.syscalls import Call
@@ -144,7 +145,7 @@ class Task:
             results_dir=str(self.results),
             template_roots=[str(self.home / "templates")],
             min_free_bytes=0,
-            sandbox=SandboxSettings().model_dump(mode="json"),
+            sandbox=SandboxSettings(allow_missing=ACCEPTED_GAPS).model_dump(mode="json"),
         )
 
     def _prepare(self) -> None:

@@ -16,10 +16,9 @@ import psutil
 import pytest
 
 from labd.archive import Archive
-from labd.settings import Home, Settings
 from labd.spool import Spool
 from labd.task import State
-from tests.factories import PARABOLA, make_template, task_text
+from tests.factories import PARABOLA, make_template, task_text, write_settings
 from tests.processes import DaemonProcess, wait_until
 
 pytestmark = [
@@ -29,7 +28,7 @@ pytestmark = [
     pytest.mark.xdist_group("daemon"),
 ]
 
-SETTINGS = "ray: {num_cpus: 2, dashboard: false}\nmin_free_bytes: 1048576\n"
+SETTINGS = {"ray": {"num_cpus": 2, "dashboard": False}, "min_free_bytes": 2**20}
 CRASH = "import sys\nprint('about to fail')\nsys.exit('it \\x1b[31mwent wrong')"
 SLEEP = "import time\ntime.sleep(600)"
 METRICS = "import pathlib\nout = pathlib.Path('/work')\n"
@@ -39,11 +38,10 @@ class LiveLab:
     """A lab with a running daemon, and what tests ask of it."""
 
     def __init__(self, root: Path) -> None:
-        self.home = Home(root, Settings())
+        self.home = write_settings(root, **SETTINGS)
         self.spool = Spool(self.home.spool)
         self.archive = Archive(self.home.results)
         (root / "config" / "templates").mkdir(parents=True)
-        (root / "config" / "labd.yaml").write_text(SETTINGS)
         self.spool.prepare()
 
     def template(self, name: str, experiment: str, **over: Any) -> None:

@@ -15,8 +15,9 @@ from labd.errors import SandboxError
 from labd.research import experiment as module
 from labd.research.experiment import Cancelled, Tools, remove_tree, run_one
 from labd.research.record import Run, TrialStatus
-from labd.sandbox import Sandbox, SandboxConfig
+from labd.sandbox import Sandbox
 from labd.template import Template, load_template
+from tests.boxes import make_sandbox
 from tests.factories import make_template
 
 HOSTILE = """
@@ -77,7 +78,7 @@ HOSTILE = """
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    return Sandbox()
+    return make_sandbox()
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_a_cancelled_run_is_no_result(hostile: Template, sandbox: Sandbox, tmp_p
 
 
 def test_without_a_sandbox_nothing_is_run(hostile: Template, tmp_path: Path) -> None:
-    tools = Tools(Sandbox(SandboxConfig(bwrap="no-such-bwrap")))
+    tools = Tools(make_sandbox(bwrap="no-such-bwrap"))
     with pytest.raises(SandboxError):
         run_mode(hostile, tools, tmp_path, "ok")
 

@@ -16,11 +16,12 @@ from labd.archive import Archive
 from labd.spool import Spool
 from labd.task import State
 from tests.conftest import REPO
+from tests.factories import write_settings
 from tests.processes import DaemonProcess, wait_until
 
 WHOLE = "LABD_TORTURE" in os.environ
 KILLS = 40 if WHOLE else 10
-SETTINGS = "ray: {num_cpus: 2, dashboard: false}\nmin_free_bytes: 1048576\n"
+SETTINGS = {"ray": {"num_cpus": 2, "dashboard": False}, "min_free_bytes": 2**20}
 
 
 def journal_lines(results: Path) -> list[dict[str, object]]:
@@ -41,8 +42,7 @@ def _far_enough(results: Path, spool: Spool, steps: int) -> bool:
 def test_ten_kills_of_everything_cost_no_finished_run_and_change_no_word_of_the_paper(
     tmp_path: Path, daemon: Callable[..., DaemonProcess]
 ) -> None:
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "labd.yaml").write_text(SETTINGS)
+    write_settings(tmp_path, **SETTINGS)
     spool, archive = Spool(tmp_path / "spool"), Archive(tmp_path / "results")
     spool.prepare()
     demo = tmp_path / "demo.yaml"

@@ -13,6 +13,7 @@ import pytest
 from labd.archive import Archive
 from labd.spool import Spool
 from labd.task import State
+from tests.factories import write_settings
 from tests.processes import DaemonProcess, wait_until
 from tests.servers.fixtures import RunningServer, running_ollama
 
@@ -33,7 +34,6 @@ class ModelLab:
     def __init__(self, root: Path, node: RunningServer) -> None:
         self.root, self.node = root, node
         self.spool, self.archive = Spool(root / "spool"), Archive(root / "results")
-        (root / "config").mkdir()
         (root / "data").mkdir()
         settings = {
             "ray": {"num_cpus": 2, "num_gpus": 1, "dashboard": False},
@@ -41,7 +41,7 @@ class ModelLab:
             "llm": {"model": "alpha", "discover": False, "turn": "1s"},
             "endpoints": [{"name": "one", "url": node.url, "slots": 2}],
         }
-        (root / "config" / "labd.yaml").write_text(json.dumps(settings))
+        write_settings(root, **settings)
         self.spool.prepare()
 
     def questions(self, count: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from labd.archive import Archive
 from labd.spool import Spool
 from labd.task import State
+from tests.factories import write_settings
 from tests.hosts import LOOPBACK, Host, two_hosts, why_no_hosts
 from tests.processes import DaemonProcess, wait_until
 from tests.rayservice import RayService
@@ -35,14 +36,13 @@ class NodesLab:
     def __init__(self, home: Path, service: RayService, host: Host = LOOPBACK) -> None:
         self.home, self.host = home, host
         self.spool, self.archive = Spool(home / "spool"), Archive(home / "results")
-        (home / "config").mkdir(parents=True)
-        (home / "data").mkdir()
+        (home / "data").mkdir(parents=True)
         settings = {
             "ray": {"address": service.address},
             "min_free_bytes": 2**20,
             "llm": {"model": "alpha", "turn": "1s"},
         }
-        (home / "config" / "labd.yaml").write_text(json.dumps(settings))
+        write_settings(home, **settings)
         self.spool.prepare()
         self.daemon = DaemonProcess(home, enter=host.enter)
 

@@ -14,6 +14,7 @@ import pytest
 from labd.archive import Archive
 from labd.spool import Spool
 from labd.task import State
+from tests.factories import write_settings
 from tests.processes import DaemonProcess, wait_until
 from tests.rayservice import RayService
 
@@ -44,9 +45,7 @@ class ServedLab:
     def __init__(self, home: Path, service: RayService) -> None:
         self.home = home
         self.spool, self.archive = Spool(home / "spool"), Archive(home / "results")
-        (home / "config").mkdir(parents=True)
-        settings = f"ray: {{address: '{service.address}'}}\nmin_free_bytes: 1048576\n"
-        (home / "config" / "labd.yaml").write_text(settings)
+        write_settings(home, ray={"address": service.address}, min_free_bytes=2**20)
         self.spool.prepare()
 
     def drop(self, name: str, run: str, **keys: object) -> None:
@@ -121,13 +120,13 @@ def test_work_that_ended_with_no_daemon_about_is_taken_as_it_ended(
 ) -> None:
     first = daemon(served.home)
     served.drop("good", COUNT)
-    served.drop("bad", "sleep 1; exit 7")
-    served.wait_beats("good", 3)
-    wait_until(lambda: served.spool.holds(State.RUNNING, "bad.yaml"), 30, "bad to run")
+    served.drop("bad", COUNT.replace("exit 0", "exit 7"))
+    for task in ("good", "bad"):
+        served.wait_beats(task, 3)
     first.process.kill()
     first.process.wait(10)
-    served.let_end("good")
     for task in ("good", "bad"):
+        served.let_end(task)
         path = served.archive.directory(task) / "result.json"
         wait_until(path.exists, 30, f"the result of {task}")
     daemon(served.home)

@@ -16,11 +16,12 @@ import psutil
 import pytest
 
 from labd.errors import SandboxError, StorageError
-from labd.sandbox import Ahead, Ending, Sandbox, SandboxConfig, SandboxResult, sweep
+from labd.sandbox import Ahead, Ending, Sandbox, SandboxResult, sweep
 from labd.sandbox.model import Request
 from labd.sandbox.output import Output
 from labd.sandbox.script import script
 from labd.sandbox.supervise import Order
+from tests.boxes import make_sandbox
 from tests.test_sandbox import (
     MIB,
     QUICK,
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.sandbox
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    return Sandbox()
+    return make_sandbox()
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_what_does_not_fit_starts_its_own_and_leaves_the_waiting_one(
         with pytest.raises(SandboxError, match="not a directory"):
             sandbox.run(["true"], workdir=work / "deeper", limits=QUICK, ahead=ahead)
     else:
-        box = Sandbox(SandboxConfig(uid=64124)) if other == "sandbox" else sandbox
+        box = make_sandbox(uid=64124) if other == "sandbox" else sandbox
         inputs = {"/inputs/x": Path("/usr/share")} if other == "input" else {}
         result = box.run(
             ["sh", "-c", "ls; ulimit -p"],
@@ -366,8 +367,9 @@ def test_one_that_waited_too_long_is_replaced_by_another(sandbox: Sandbox, base:
 KEEPER = """
 import sys, time
 from pathlib import Path
-from labd.sandbox import Ahead, Limits, Sandbox
-ahead = Ahead(Sandbox(), Path(sys.argv[1]), limits=Limits())
+from labd.sandbox import Ahead, Limits
+from tests.boxes import make_sandbox
+ahead = Ahead(make_sandbox(), Path(sys.argv[1]), limits=Limits())
 ahead.prime()
 if sys.argv[2] == "leave":
     while not ahead._spare._settled.is_set():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from labd.errors import SandboxError
-from labd.sandbox import Ending, Limits, Sandbox, SandboxConfig
+from labd.sandbox import Ending, Limits, Sandbox
 from labd.sandbox import gaps as find
 from labd.sandbox.cgroup import Base, Group, Plan, find_base, made, sweep
 from labd.sandbox.held import held
@@ -23,6 +23,7 @@ from labd.sandbox.model import Request, SandboxResult
 from labd.sandbox.script import script
 from labd.sandbox.thread import OwnThread
 from labd.sandbox.workdir import hand_over
+from tests.boxes import make_sandbox
 from tests.processes import wait_until
 
 MIB = 2**20
@@ -35,7 +36,7 @@ needs_groups = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    return Sandbox(SandboxConfig(allow_missing=frozenset({"cgroup"})))
+    return make_sandbox()
 
 
 @pytest.fixture
@@ -163,7 +164,7 @@ def test_many_files_in_a_private_place_are_too_many(sandbox: Sandbox, work: Path
 
 
 @pytest.mark.sandbox
-@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("grouped", [pytest.param(True, marks=needs_groups), False])
 def test_nothing_moves_while_the_disk_is_looked_at_closely(
     sandbox: Sandbox, work: Path, *, grouped: bool
 ) -> None:

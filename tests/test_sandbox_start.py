@@ -19,6 +19,7 @@ from labd.errors import SandboxError
 from labd.sandbox import Ending, Limits, Sandbox
 from labd.sandbox.script import MAX_TEXT_BYTES, SHELL, script
 from labd.sandbox.supervise import peak_bytes
+from tests.boxes import make_sandbox
 from tests.test_sandbox import MIB, QUICK, REPOSITORY, SYSTEM_PYTHON, drive, run_python
 
 NASTY = (
@@ -29,7 +30,7 @@ NASTY = (
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    return Sandbox()
+    return make_sandbox()
 
 
 @pytest.fixture
@@ -292,8 +293,8 @@ def test_only_the_thread_that_starts_a_sandbox_becomes_its_user() -> None:
     code = """
 import os, tempfile, threading, time
 from pathlib import Path
-from labd.sandbox import Sandbox
-box = Sandbox()
+from tests.boxes import make_sandbox
+box = make_sandbox()
 with tempfile.TemporaryDirectory() as name:
     box.run(["true"], workdir=Path(name))
     deadline = time.monotonic() + 20

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from labd.sandbox import Sandbox
+from tests.boxes import make_sandbox
 
 pytestmark = pytest.mark.sandbox
 
@@ -44,7 +45,7 @@ def killed_at_its_start(box: Sandbox, workdir: Path, delay_s: float) -> None:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_what_bubblewrap_leaves_behind_is_ended(tmp_path: Path) -> None:
-    box, chance = Sandbox(), random.Random(0)
+    box, chance = make_sandbox(), random.Random(0)
     box.run(["true"], workdir=tmp_path)
     box.end_stuck()
     before = stuck()

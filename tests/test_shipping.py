@@ -45,6 +45,7 @@ from labd.shipping.blobs import INCOMING
 from labd.shipping.model import CHUNK_BYTES, NOT_SHIPPED, checked_parts, excluded_by
 from labd.shipping.scratch import Scratch
 from labd.template import load_template
+from tests.boxes import ACCEPTED_GAPS
 from tests.crashing import Lives, Torn, unsynced
 from tests.factories import PARABOLA, make_template
 from tests.processes import wait_until
@@ -213,7 +214,7 @@ def real_job(job: dict[str, Any], text: str) -> dict[str, Any]:
         "task_text": text,
         "task_sha256": "",
         "min_free_bytes": 0,
-        "sandbox": {"uid": 64123, "allow_missing": ["cgroups"], **caps},
+        "sandbox": {"uid": 64123, "allow_missing": sorted(ACCEPTED_GAPS), **caps},
         "allow_network": False,
         "input_roots": [],
         "forbidden_roots": [],

@@ -20,8 +20,9 @@ from labd.journal import Journal
 from labd.research.experiment import Cancelled, Tools
 from labd.research.record import ResearchRecord, Verdict
 from labd.research.sweep import Brief, run_sweep
-from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
+from labd.sandbox import Limits, SandboxResult
 from labd.template import load_template
+from tests.boxes import make_sandbox
 from tests.factories import make_template
 
 pytestmark = pytest.mark.sandbox
@@ -48,7 +49,7 @@ class Counting:
     """A real sandbox that writes down which runs were started and which ended."""
 
     def __init__(self, log: Path) -> None:
-        self._sandbox = Sandbox()
+        self._sandbox = make_sandbox()
         self._log = log
 
     def run(
@@ -410,7 +411,7 @@ def test_the_paper_is_written_last_from_the_whole_record(
 def test_without_a_sandbox_nothing_is_recorded(tmp_path: Path) -> None:
     brief = make_brief(tmp_path, num_trials=4)
     with pytest.raises(SandboxError):
-        sweep(brief, tmp_path / "r", Tools(Sandbox(SandboxConfig(bwrap="no-such-bwrap"))))
+        sweep(brief, tmp_path / "r", Tools(make_sandbox(bwrap="no-such-bwrap")))
     assert '"key": "run/' not in (tmp_path / "r" / "journal.jsonl").read_text()
     assert sweep(brief, tmp_path / "r").counts["ok"] == 4
 

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
@@ -19,7 +20,8 @@ from labd.sandbox.command import HOME, SHM, TMP
 
 _PAGE_BYTES = resource.getpagesize()
 _MAX_READ_BYTES = 4096
-_STOPS = 5
+_STOP_TIMEOUT_S = 0.1
+"""For all of a run to stop: a process that starts others all the time, or hangs in the kernel, is not waited for."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -110,13 +112,17 @@ class Meter:
             return
         stopped: set[str] = set()
         try:
-            # Those that run may start others meanwhile; what was stopped before stays so afterwards.
-            for _ in range(_STOPS):
-                running = {pid for pid in self._pids() if pid != "1" and not self._is_stopped(pid)}
-                if not running:
-                    break
-                stopped |= running
+            # Those that run may start others meanwhile, and go on until they leave the kernel or the
+            # processor that they are on is told; what was stopped before stays so afterwards.
+            deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+            while running := {
+                pid for pid in self._pids() if pid != "1" and not self._is_stopped(pid)
+            }:
                 self._signal(running, signal.SIGSTOP)
+                stopped |= running
+                if time.monotonic() > deadline_s:
+                    break
+                time.sleep(0.0005)
             yield
         finally:
             self._signal(stopped, signal.SIGCONT)

@@ -22,6 +22,7 @@ from typing import Any
 from labd.sandbox import Sandbox
 from tests.bench.cpu import group, used_s
 from tests.bench.lab import SLOTS
+from tests.boxes import make_sandbox
 from tests.conftest import REPO
 
 _TIMEOUT_S = 600.0
@@ -90,7 +91,7 @@ Run = Callable[[int], list[int | None]]
 
 @functools.cache
 def _box() -> Sandbox:
-    return Sandbox()
+    return make_sandbox()
 
 
 @contextlib.contextmanager

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from labd.archive import Archive
 from labd.spool import Spool
 from labd.task import State
 from tests.bench.cpu import Group
-from tests.factories import task_text
+from tests.factories import task_text, write_settings
 from tests.processes import DaemonProcess, wait_until
 
 SLOTS = 2
@@ -32,8 +31,7 @@ class BenchLab:
         self.spool, self.archive = Spool(root / "spool"), Archive(root / "results")
         self.spool.prepare()
         self.archive.prepare()
-        (root / "config").mkdir()
-        (root / "config" / "labd.yaml").write_text(yaml.safe_dump({**_SETTINGS, **settings}))
+        write_settings(root, **{**_SETTINGS, **settings})
         self._staging = root / "staging"
         self._staging.mkdir()
         self._daemons: list[DaemonProcess] = []

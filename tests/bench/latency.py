@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from labd.sandbox import Sandbox
 from tests.bench.lab import STAMPING, BenchLab, bench_lab, ms, rank, settle
+from tests.boxes import make_sandbox
 
 _SHARES = (0.5, 0.9, 0.99, 1.0)
 Drop = Callable[[str, str], int]
@@ -67,7 +67,7 @@ def _drop(lab: BenchLab, drop: Drop, task: str) -> tuple[float, float]:
 
 
 def _sandbox_alone(count: int) -> list[float]:
-    box = Sandbox()
+    box = make_sandbox()
     times = []
     with tempfile.TemporaryDirectory(prefix="labd-bench-") as name:
         for number in range(count):

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from labd.errors import SandboxError
-from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
+from labd.sandbox import Limits, SandboxResult
+from tests.boxes import make_sandbox
 
 MIB = 2**20
 SMALL = Limits(
@@ -120,7 +121,7 @@ ROWS = (
 
 def main() -> None:
     """Go beyond each limit once, and print how far that went."""
-    box = Sandbox(SandboxConfig(allow_missing=frozenset({"cgroup"})))
+    box = make_sandbox()
     gaps = ", ".join(gap.name for gap in box.gaps()) or "none"
     user = "root" if os.geteuid() == 0 else "an ordinary user"
     table = Table(

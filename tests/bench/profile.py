@@ -24,6 +24,7 @@ from labd.settings import Home, load_home
 from labd.task import State
 from tests.bench.lab import NO_OP, bench_lab
 from tests.conftest import REPO
+from tests.factories import write_settings
 
 _LINES = 30
 
@@ -68,7 +69,7 @@ def _daemon(count: int, profiler: cProfile.Profile | None) -> tuple[str, list[cP
 
 def _worker(count: int, profiler: cProfile.Profile | None) -> tuple[str, list[cProfile.Profile]]:
     with tempfile.TemporaryDirectory(prefix="labd-bench-") as name:
-        home = load_home(Path(name))
+        home = write_settings(Path(name))
         jobs = [_job(home, number) for number in range(count)]
         for job in jobs[:3]:
             worker.run(job, [])

@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from labd.sandbox import Ahead, Ending, Limits, Sandbox, SandboxConfig
+from labd.sandbox import Ahead, Ending, Limits, Sandbox
+from tests.boxes import make_sandbox
 
 RUNS = 25
 TREES, TREE_PROCESSES = 10, 200
@@ -142,7 +143,7 @@ def _parts_ms(said: str) -> list[float]:
 
 
 def _box() -> Sandbox:
-    box = Sandbox(SandboxConfig(allow_missing=frozenset({"cgroup"})))
+    box = make_sandbox()
     box.gaps()
     return box
 

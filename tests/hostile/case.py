@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from labd.sandbox import Ending, Limits, Sandbox, SandboxConfig
+from labd.sandbox import Ending, Limits, Sandbox
+from tests.boxes import make_sandbox
 from tests.hostile.stage import Stage
 
 MIB = 2**20
@@ -156,7 +157,7 @@ def try_inside(program: Program, sandbox: Sandbox) -> dict[str, Any]:
 
 def main() -> None:
     """Answer for each program that is named, until there is no more."""
-    sandbox = Sandbox(SandboxConfig(allow_missing=frozenset({"cgroup"})))
+    sandbox = make_sandbox()
     gaps = [gap.name for gap in sandbox.gaps()]
     for line in sys.stdin:
         program = load(Path(line.strip()))
