@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -175,5 +174,4 @@ def main() -> None:
 if __name__ == "__main__":
     if platform.machine() != "x86_64":
         raise SystemExit("the programs name system calls by their numbers on x86_64")
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()
