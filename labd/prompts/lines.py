@@ -217,11 +217,13 @@ class Prompts:
             InputError: the file is not the one any more that was looked through.
 
         """
+        raw = self._raw(index)
+        # Looked at after the read: what changes a file gives it its new time before its new bytes.
         status = os.fstat(self._fd)
         if (status.st_size, status.st_mtime_ns) == (self.size_bytes, self._mtime_ns):
             number = int(self.numbers[index])
             try:
-                line = parse_line(self._raw(index), number, templated=self._templated)
+                line = parse_line(raw, number, templated=self._templated)
             except Bad:
                 line = None
             if line is not None and _digest(line.id) == self._ids[index]:
