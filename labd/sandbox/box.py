@@ -234,19 +234,23 @@ class Sandbox:
 
     def _limit_gaps(self, *, grouped: bool) -> list[Gap]:
         trials = (*find.TRIALS, *((find.GROUP_TRIAL,) if grouped else ()))
-        with ThreadPoolExecutor(len(trials) + 1, "labd-trial") as pool:
-            limited = pool.submit(self._trial, find.LIMITS_TRIAL)
-            results = list(pool.map(self._trial, trials))
+        # One directory around them all, which is all that is left if labd is killed meanwhile.
+        with (
+            tempfile.TemporaryDirectory(prefix="labd-trial-") as name,
+            ThreadPoolExecutor(len(trials) + 1, "labd-trial") as pool,
+        ):
+            limited = pool.submit(self._trial, find.LIMITS_TRIAL, Path(name))
+            results = list(pool.map(self._trial, trials, [Path(name)] * len(trials)))
         found = find.of_limits(limited.result().output, find.LIMITS_TRIAL.limits)
         for trial, result in zip(trials, results, strict=True):
             found += find.of_trial(trial, result)
         return found
 
-    def _trial(self, trial: find.Trial) -> SandboxResult:
-        with tempfile.TemporaryDirectory(prefix="labd-trial-") as name:
-            argv = ("sh", "-c", trial.script)
-            request = Request(argv, Path(name), {}, {}, trial.limits)
-            return self._run(request, None, threading.Event())
+    def _trial(self, trial: find.Trial, place: Path) -> SandboxResult:
+        workdir = place / trial.name
+        workdir.mkdir()
+        request = Request(("sh", "-c", trial.script), workdir, {}, {}, trial.limits)
+        return self._run(request, None, threading.Event())
 
     def _probe(self) -> list[Gap]:
         """Start a real sandbox, and give what it shows; without the ban on nesting if it won't start with it."""
