@@ -219,11 +219,6 @@ def is_remote_name(model: str) -> bool:
     return name_of(model).rsplit(":", 1)[-1].endswith("cloud")
 
 
-def characters(messages: Sequence[Message]) -> int:
-    """Count the characters of all messages."""
-    return sum(len(message.content) for message in messages)
-
-
 class Cancel:
     """A caller's way to give up on a reply from another thread: what waits for it raises `Stopped` at once."""
 
