@@ -167,6 +167,7 @@ class _TemplateFile(_Strict):
     num_trials: Annotated[int, Field(ge=1, le=10_000)]
     num_confirm_seeds: Annotated[int, Field(ge=MIN_CONFIRM_SEEDS, le=1000)] = MIN_CONFIRM_SEEDS
     requirements: list[_Word] = []
+    editable: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=50)] = []
 
     @model_validator(mode="after")
     def _command_is_whole(self) -> Self:
@@ -204,6 +205,8 @@ class Template:
     """Over the sorted names and contents of all files."""
     files_sha256: Mapping[str, str]
     """Path inside the template to the SHA-256 of the file."""
+    editable: tuple[str, ...] = ()
+    """Paths of the files that a language model may change; all others stay as they are."""
 
     @property
     def baseline(self) -> dict[str, Param]:
@@ -317,6 +320,7 @@ def _template(parsed: _TemplateFile, directory: Path, files: Mapping[str, str]) 
         num_trials=parsed.num_trials,
         num_confirm_seeds=parsed.num_confirm_seeds,
         requirements=tuple(parsed.requirements),
+        editable=tuple(parsed.editable),
         directory=directory,
         sha256=_digest(files),
         files_sha256=files,

@@ -97,8 +97,11 @@ def run_one(
     split: Literal["validation", "test"],
     results_dir: Path,
     gpus: Sequence[int] = (),
+    code: Path | None = None,
 ) -> Run:
     """Run the template's command once and give what it measured, or why it measured nothing.
+
+    `code`: a directory that the command sees in place of the template's own.
 
     A run that somebody killed, the kernel short of memory perhaps, says nothing about the experiment:
     it is run again, and counts as crashed only if that happens three times.
@@ -124,7 +127,7 @@ def run_one(
                 template, params="/work/params.json", seed=seed, split=split, out_dir="/work"
             ),
             workdir=work,
-            read_only={"/inputs/template": template.directory},
+            read_only={"/inputs/template": code or template.directory},
             env=_environment(template.cpus_per_run),
             limits=Limits(wall_s=template.time_limit_s, memory_bytes=template.memory_bytes),
             gpus=gpus,

@@ -6,18 +6,17 @@ only; the claim rests on the test split, over seeds that the search never used.
 
 import itertools
 import math
-import queue
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 from labd.errors import ConfigError, ResearchError, StorageError
 from labd.journal import Journal
-from labd.research.experiment import Cancelled, Tools, run_one
+from labd.research.bench import Bench, Job, gpu_shares
+from labd.research.experiment import Cancelled, Tools
 from labd.research.provenance import fresh_provenance
 from labd.research.record import (
     Claim,
@@ -39,8 +38,6 @@ from labd.template import (
 
 _SPARE = 1.25
 """How much longer than estimated the runs that confirm may take before a time budget is missed."""
-
-Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,9 @@ def run_sweep(
     _check_means(brief)
     template = snapshot(brief.template, results_dir / "template")
     brief = replace(brief, template=template)
-    with _Lab(brief, tools, journal, results_dir) as lab:
+    with Bench(
+        template, tools, journal, results_dir, parallel=brief.parallel, gpus=brief.gpus
+    ) as lab:
         provenance = _provenance(brief, journal)
         baseline = lab.one(_baseline_job(brief, provenance), stage="baseline")
         if baseline.value is None:
@@ -130,14 +129,6 @@ def run_sweep(
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    name: str
-    params: Mapping[str, Param]
-    seed: int
-    split: Split
-
-
-@dataclass(frozen=True, slots=True)
 class _Searched:
     trials: list[Run]
     notes: list[str]
@@ -149,79 +140,6 @@ class _Confirmed:
     best: list[Run]
 
 
-class _Lab:
-    """Runs jobs through the journal, `parallel` at a time; the main thread alone tells progress."""
-
-    def __init__(self, brief: Brief, tools: Tools, journal: Journal, results_dir: Path) -> None:
-        self._template = brief.template
-        self._tools = tools
-        self._journal = journal
-        self._results_dir = results_dir
-        shares = _gpu_shares(brief)
-        self._gpus: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
-        for share in shares:
-            self._gpus.put(share)
-        self._pool = ThreadPoolExecutor(len(shares), thread_name_prefix="run")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        # What already runs ends by itself, by its time limit or because all is cancelled.
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def one(self, job: _Job, *, stage: str) -> Run:
-        """Run one job."""
-        return self.many([job], stage=stage, done=0, total=1)[0]
-
-    def many(self, jobs: Sequence[_Job], *, stage: str, done: int, total: int) -> list[Run]:
-        """Run all jobs and give their runs in the jobs' order.
-
-        Args:
-            jobs: what to run.
-            stage: the name under which progress is told.
-            done: how many of the stage's jobs were done before these.
-            total: how many jobs the stage has.
-
-        """
-        self._tools.progress(stage, done, total, f"{len(jobs)} to run")
-        futures = [self._pool.submit(self._step, job) for job in jobs]
-        runs: list[Run] = []
-        for future in futures:
-            run = future.result()
-            runs.append(run)
-            self._tools.progress(stage, done + len(runs), total, _told(run))
-        return runs
-
-    def _step(self, job: _Job) -> Run:
-        inputs = {
-            "template": self._template.sha256,
-            "params": dict(job.params),
-            "seed": job.seed,
-            "split": job.split,
-        }
-        return Run.model_validate(
-            self._journal.step(f"run/{job.name}", inputs, lambda: self._run(job))
-        )
-
-    def _run(self, job: _Job) -> dict[str, object]:
-        gpus = self._gpus.get_nowait()
-        try:
-            run = run_one(
-                self._template,
-                self._tools,
-                name=job.name,
-                params=job.params,
-                seed=job.seed,
-                split=job.split,
-                results_dir=self._results_dir,
-                gpus=gpus,
-            )
-        finally:
-            self._gpus.put(gpus)
-        return run.model_dump(mode="json")
-
-
 def _check_means(brief: Brief) -> None:
     missing = missing_requirements(brief.template)
     if missing:
@@ -230,20 +148,6 @@ def _check_means(brief: Brief) -> None:
             where=str(brief.template.directory),
             fix="Install them into the environment that labd runs in",
         )
-    if len(brief.gpus) < brief.template.gpus_per_run:
-        raise ResearchError(
-            f"a run of the template takes {brief.template.gpus_per_run} GPUs, and the task has {len(brief.gpus)}",
-            fix="Ask for them in the task file with num_gpus",
-        )
-
-
-def _gpu_shares(brief: Brief) -> list[tuple[int, ...]]:
-    """Give the GPUs of each run that may go on at once, as many entries as such runs."""
-    per_run = brief.template.gpus_per_run
-    if per_run == 0:
-        return [()] * brief.parallel
-    at_once = min(brief.parallel, len(brief.gpus) // per_run)
-    return [brief.gpus[start * per_run : (start + 1) * per_run] for start in range(at_once)]
 
 
 def _provenance(brief: Brief, journal: Journal) -> Provenance:
@@ -267,8 +171,8 @@ def _provenance(brief: Brief, journal: Journal) -> Provenance:
     return Provenance.model_validate(journal.step("provenance", inputs, fresh))
 
 
-def _baseline_job(brief: Brief, provenance: Provenance) -> _Job:
-    return _Job("baseline-000", brief.template.baseline, provenance.trial_seed, "validation")
+def _baseline_job(brief: Brief, provenance: Provenance) -> Job:
+    return Job("baseline-000", brief.template.baseline, provenance.trial_seed, "validation")
 
 
 def _baseline_failed(runs: Sequence[Run], results_dir: Path) -> ResearchError:
@@ -281,7 +185,7 @@ def _baseline_failed(runs: Sequence[Run], results_dir: Path) -> ResearchError:
 
 
 def _search(
-    brief: Brief, lab: _Lab, journal: Journal, baseline: Run, provenance: Provenance
+    brief: Brief, lab: Bench, journal: Journal, baseline: Run, provenance: Provenance
 ) -> _Searched:
     trials: list[Run] = []
     for batch in itertools.count():
@@ -292,7 +196,7 @@ def _search(
             return _Searched(trials, [proposal["stop"]])
         first = len(trials)
         jobs = [
-            _Job(f"trial-{first + index:03d}", params, provenance.trial_seed, "validation")
+            Job(f"trial-{first + index:03d}", params, provenance.trial_seed, "validation")
             for index, params in enumerate(proposal["params"])
         ]
         trials += lab.many(jobs, stage="search", done=first, total=brief.num_trials)
@@ -338,7 +242,7 @@ def _out_of_time(brief: Brief, runs: Sequence[Run]) -> bool:
     """Say whether another batch, and the runs that confirm after it, would pass the deadline."""
     if brief.deadline is None:
         return False
-    at_once = len(_gpu_shares(brief))
+    at_once = len(gpu_shares(brief.template, brief.parallel, brief.gpus))
     to_come = math.ceil(BATCH_SIZE / at_once) + math.ceil(2 * brief.num_confirm_seeds / at_once)
     run_s = statistics.median(run.wall_s for run in runs)
     return time.monotonic() + to_come * run_s * _SPARE > brief.deadline
@@ -354,13 +258,13 @@ def _select(baseline: Run, trials: Sequence[Run], better: Better) -> Run | None:
     return best
 
 
-def _confirm(brief: Brief, lab: _Lab, best: Run | None, provenance: Provenance) -> _Confirmed:
+def _confirm(brief: Brief, lab: Bench, best: Run | None, provenance: Provenance) -> _Confirmed:
     """Run baseline and best on the test split, both over the same fresh seeds; without best the baseline only."""
     arms: list[tuple[str, Mapping[str, Param]]] = [("baseline", brief.template.baseline)]
     if best is not None:
         arms.append(("best", best.params))
     jobs = [
-        _Job(f"confirm-{arm}-{index:03d}", params, seed, "test")
+        Job(f"confirm-{arm}-{index:03d}", params, seed, "test")
         for index, seed in enumerate(provenance.confirm_seeds)
         for arm, params in arms
     ]
@@ -487,7 +391,3 @@ def _with_figures(record: ResearchRecord, tools: Tools, results_dir: Path) -> Re
         ) from error
     tools.progress("figures", 1, 1, ", ".join(figures))
     return record.model_copy(update={"figures": figures})
-
-
-def _told(run: Run) -> str:
-    return f"{run.name}: {run.reason}" if run.value is None else f"{run.name}: {run.value:.4g}"

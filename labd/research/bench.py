@@ -1,0 +1,163 @@
+"""The bench: runs of an experiment through the journal, as many at once as the task has room for."""
+
+import queue
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from labd.errors import ResearchError
+from labd.journal import Journal
+from labd.research.experiment import Tools, run_one
+from labd.research.record import Run
+from labd.template import Param, Template
+
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Files that stand in for the template's: a directory like the template's, and a hash over what differs."""
+
+    directory: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run to make: what `labd.research.experiment.run_one` needs to know of it."""
+
+    name: str
+    params: Mapping[str, Param]
+    seed: int
+    split: Split
+    code: Code | None = None
+    """``None``: the template as it is."""
+
+
+class Bench:
+    """Runs jobs through the journal, `parallel` at a time; only the thread that calls `many` tells progress.
+
+    Args:
+        template: a snapshot of it.
+        tools: the sandbox and what else is given from outside.
+        journal: in which each run is a step.
+        results_dir: of the task.
+        parallel: runs at once. Has no influence on what is found.
+        gpus: indices of the GPUs that the runs may share out.
+
+    Raises:
+        ResearchError: a run takes more GPUs than there are.
+
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        tools: Tools,
+        journal: Journal,
+        results_dir: Path,
+        *,
+        parallel: int,
+        gpus: Sequence[int] = (),
+    ) -> None:
+        self.template = template
+        self.results_dir = results_dir
+        self._tools = tools
+        self._journal = journal
+        shares = gpu_shares(template, parallel, gpus)
+        self.at_once = len(shares)
+        self._gpus: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
+        for share in shares:
+            self._gpus.put(share)
+        self._pool = ThreadPoolExecutor(len(shares), thread_name_prefix="run")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # What already runs ends by itself, by its time limit or because all is cancelled.
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, job: Job) -> "Future[Run]":
+        """Have a job run when there is room for it, from any thread."""
+        return self._pool.submit(self._step, job)
+
+    def one(self, job: Job, *, stage: str) -> Run:
+        """Run one job."""
+        return self.many([job], stage=stage, done=0, total=1)[0]
+
+    def many(self, jobs: Sequence[Job], *, stage: str, done: int, total: int) -> list[Run]:
+        """Run all jobs and give their runs in the jobs' order.
+
+        Args:
+            jobs: what to run.
+            stage: the name under which progress is told.
+            done: how many of the stage's jobs were done before these.
+            total: how many jobs the stage has.
+
+        """
+        self._tools.progress(stage, done, total, f"{len(jobs)} to run")
+        futures = [self.start(job) for job in jobs]
+        runs: list[Run] = []
+        for future in futures:
+            run = future.result()
+            runs.append(run)
+            self._tools.progress(stage, done + len(runs), total, told(run))
+        return runs
+
+    def _step(self, job: Job) -> Run:
+        inputs: dict[str, Any] = {
+            "template": self.template.sha256,
+            "params": dict(job.params),
+            "seed": job.seed,
+            "split": job.split,
+        }
+        if job.code is not None:
+            inputs["code"] = job.code.sha256
+        return Run.model_validate(
+            self._journal.step(f"run/{job.name}", inputs, lambda: self._run(job))
+        )
+
+    def _run(self, job: Job) -> dict[str, object]:
+        gpus = self._gpus.get_nowait()
+        try:
+            run = run_one(
+                self.template,
+                self._tools,
+                name=job.name,
+                params=job.params,
+                seed=job.seed,
+                split=job.split,
+                results_dir=self.results_dir,
+                gpus=gpus,
+                code=None if job.code is None else job.code.directory,
+            )
+        finally:
+            self._gpus.put(gpus)
+        return run.model_dump(mode="json")
+
+
+def gpu_shares(template: Template, parallel: int, gpus: Sequence[int]) -> list[tuple[int, ...]]:
+    """Give the GPUs of each run that may go on at once, as many entries as such runs.
+
+    Raises:
+        ResearchError: one run takes more GPUs than there are.
+
+    """
+    per_run = template.gpus_per_run
+    if len(gpus) < per_run:
+        raise ResearchError(
+            f"a run of the template takes {per_run} GPUs, and the task has {len(gpus)}",
+            fix="Ask for them in the task file with num_gpus",
+        )
+    if per_run == 0:
+        return [()] * parallel
+    at_once = min(parallel, len(gpus) // per_run)
+    return [tuple(gpus[start * per_run : (start + 1) * per_run]) for start in range(at_once)]
+
+
+def told(run: Run) -> str:
+    """Tell in one line what a run gave."""
+    return f"{run.name}: {run.reason}" if run.value is None else f"{run.name}: {run.value:.4g}"
