@@ -34,7 +34,7 @@ from labd.template import Template, load_template
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
     from labd.llm.wireform import Call
-    from labd.research.sweep import Brief
+    from labd.research.groundwork import Brief
 
 _FAILURE_PAUSE_S = 0.5
 _PRIME_AFTER_S = 0.05
@@ -412,7 +412,7 @@ def _research(
 def _brief(
     job: Mapping[str, Any], spec: TaskSpec, template: Template, gpus: Sequence[int], clock: float
 ) -> "Brief":
-    from labd.research.sweep import Brief  # noqa: PLC0415 - see the module's docstring
+    from labd.research.groundwork import Brief  # noqa: PLC0415 - see the module's docstring
 
     per_run = max(1, template.cpus_per_run)
     return Brief(

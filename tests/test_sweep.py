@@ -18,8 +18,9 @@ import pytest
 from labd.errors import ConfigError, ResearchError, SandboxError
 from labd.journal import Journal
 from labd.research.experiment import Cancelled, Tools
+from labd.research.groundwork import Brief
 from labd.research.record import ResearchRecord, Verdict
-from labd.research.sweep import Brief, run_sweep
+from labd.research.sweep import run_sweep
 from labd.sandbox import Limits, SandboxResult
 from labd.template import load_template
 from tests.boxes import make_sandbox
