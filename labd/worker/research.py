@@ -1,0 +1,95 @@
+"""A research task on its node: from the job to the brief, and the sweep or the study that it asks for."""
+
+import importlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labd.archive import JOURNAL
+from labd.journal import Journal
+from labd.log import Logger
+from labd.research.experiment import Tools
+from labd.research.groundwork import Brief
+from labd.research.paper import write_paper
+from labd.research.record import outcome_lines
+from labd.research.sweep import run_sweep
+from labd.task import TaskFile, TaskSpec
+from labd.template import Template, load_template
+from labd.worker.boxes import CappedSandbox, progress_to
+
+if TYPE_CHECKING:
+    from labd.llm.pool import Pool
+
+_DEADLINE_SHARE = (
+    0.8  # of the task's timeout, after which the search stops and the paper is written
+)
+
+
+def do_research(
+    job: Mapping[str, Any],
+    task: TaskFile,
+    gpus: Sequence[int],
+    log: Logger,
+    *,
+    on_step: Callable[[str, bool], None] | None,
+    clock: float,
+    pool: "Pool | None",
+) -> dict[str, Any]:
+    """Do the research; give what belongs into the result: ``research`` and ``summary``.
+
+    Raises:
+        LabdError: it could not be done; the class says why.
+
+    """
+    _import_ahead()
+    spec, results = task.spec, Path(job["results_dir"])
+    for warning in spec.warnings():
+        log.warning("task.key_ignored", key=warning)
+    template = load_template(
+        spec.template or "", roots=[Path(root) for root in job["template_roots"]]
+    )
+    tools = Tools(
+        sandbox=CappedSandbox(job["sandbox"], spec.limits, job["min_free_bytes"], pool),
+        cancelled=threading.Event(),
+        progress=progress_to(log),
+    )
+    with Journal(results / JOURNAL, on_step=on_step) as journal:
+        if len(journal):
+            log.info("journal.resumed", steps=len(journal))
+        record = run_sweep(_brief(job, spec, template, gpus, clock), tools, journal, results)
+        log.info("stage.progress", stage="paper", done=0, total=1, detail="writing")
+        rendered = write_paper(record, results)
+    for warning in rendered.warnings:
+        log.warning("paper.warning", detail=warning)
+    log.info("stage.progress", stage="paper", done=1, total=1, detail="paper.pdf")
+    return {"research": record.context(), "summary": outcome_lines(record)}
+
+
+def _brief(
+    job: Mapping[str, Any], spec: TaskSpec, template: Template, gpus: Sequence[int], clock: float
+) -> Brief:
+    per_run = max(1, template.cpus_per_run)
+    return Brief(
+        task_id=job["task_id"],
+        title=spec.title,
+        template=template,
+        seed=spec.seed,
+        num_trials=spec.max_runs or template.num_trials,
+        num_confirm_seeds=spec.num_seeds or template.num_confirm_seeds,
+        parallel=max(1, int(job["num_cpus"] // per_run)),
+        deadline=clock + _DEADLINE_SHARE * job["timeout_s"],
+        task_text=job["task_text"],
+        task_sha256=job["task_sha256"],
+        gpus=tuple(gpus),
+    )
+
+
+def _import_ahead() -> None:
+    """Begin to import what is needed late in a task, while its experiments run."""
+    names = ("labd.research.stats", "labd.research.plots", "optuna.importance", "sklearn.ensemble")
+    threading.Thread(
+        target=lambda: [importlib.import_module(name) for name in names],
+        name="imports",
+        daemon=True,
+    ).start()
