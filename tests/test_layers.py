@@ -31,7 +31,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "prompts": FILES | {"task", "command", "llm", "log"},
     "drop": FILES | {"task", "settings", "template", "command", "prompts"},
     "shipping": FILES | {"task", "archive", "template"},
-    "research": FILES | {"journal", "sandbox", "template"},
+    "research": FILES | {"journal", "llm", "sandbox", "template"},
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
     | {"template", "research", "log"},
