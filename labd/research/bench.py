@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from labd.errors import ResearchError
 from labd.journal import Journal
+from labd.research.early import Watch
 from labd.research.experiment import Tools, run_one
 from labd.research.record import Run
 from labd.template import Param, Template
@@ -34,6 +35,8 @@ class Job:
     split: Split
     code: Code | None = None
     """``None``: the template as it is."""
+    watch: Watch | None = None
+    """What may end it early."""
 
 
 class Bench:
@@ -133,6 +136,7 @@ class Bench:
                 results_dir=self.results_dir,
                 gpus=gpus,
                 code=None if job.code is None else job.code.directory,
+                watch=job.watch,
             )
         finally:
             self._gpus.put(gpus)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import signal
 import stat
 import subprocess
@@ -20,18 +19,22 @@ from typing import Any, Literal, Protocol
 
 from labd.errors import LabdError, StorageError
 from labd.files import write_atomic, write_json
+from labd.research.early import (
+    CURVE_NAME,
+    MAX_ABS_VALUE,
+    MAX_CURVES,
+    Watch,
+    read_curves,
+    recorded,
+    watching,
+)
+from labd.research.early import MAX_POINTS as MAX_CURVE_POINTS
 from labd.research.record import Run, TrialStatus
 from labd.sandbox import Ending, Limits, SandboxResult
 from labd.template import Param, Template, fill_command
 from labd.text import printable
 
 MAX_METRICS_BYTES = 4 * 2**20
-MAX_CURVE_POINTS = 1000
-MAX_CURVES = 32
-MAX_ABS_VALUE = 1e100
-"""A larger metric is taken for a mistake; the statistics square what they get."""
-
-_CURVE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _REMOVE_TIMEOUT_S = 600.0
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -98,10 +101,12 @@ def run_one(
     results_dir: Path,
     gpus: Sequence[int] = (),
     code: Path | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Run the template's command once and give what it measured, or why it measured nothing.
 
-    `code`: a directory that the command sees in place of the template's own.
+    `code`: a directory that the command sees in place of the template's own. `watch` looks at the run's output
+    directory while it goes on, and once after its end; a run that it calls hopeless is ended, and has no value.
 
     A run that somebody killed, the kernel short of memory perhaps, says nothing about the experiment:
     it is run again, and counts as crashed only if that happens three times.
@@ -120,7 +125,7 @@ def run_one(
     directory = results_dir / "runs" / name
     work = directory / "work"
 
-    def once() -> SandboxResult:
+    def once(stop: threading.Event) -> SandboxResult:
         _prepare(directory, work, params)
         return tools.sandbox.run(
             fill_command(
@@ -132,19 +137,20 @@ def run_one(
             limits=Limits(wall_s=template.time_limit_s, memory_bytes=template.memory_bytes),
             gpus=gpus,
             log=directory / "log.txt",
-            cancelled=tools.cancelled,
+            cancelled=stop,
         )
 
     try:
-        result = once()
-        for _ in range(_MAX_KILLED - 1):
-            if not _was_killed(result):
-                break
-            tools.cancelled.wait(_KILLED_PAUSE_S)
-            result = once()
-        if result.ending is Ending.CANCELLED:
+        with watching(watch, work, tools.cancelled) as stop:
+            result = once(stop.event)
+            for _ in range(_MAX_KILLED - 1):
+                if not _was_killed(result):
+                    break
+                tools.cancelled.wait(_KILLED_PAUSE_S)
+                result = once(stop.event)
+        if result.ending is Ending.CANCELLED and not stop.reason:
             raise Cancelled("the task was cancelled", where=name)
-        measured = _judge(result, template, work)
+        measured = _judge(result, template, work, stop.reason)
         if measured.raw is not None:
             write_atomic(directory / "metrics.json", measured.raw)
     except OSError as error:
@@ -163,6 +169,7 @@ def run_one(
         value=measured.value,
         reason=measured.reason,
         curves=measured.curves,
+        steps=measured.steps,
         wall_s=round(result.wall_s, 3),
         exit_code=result.exit_code,
         directory=f"runs/{name}",
@@ -199,6 +206,7 @@ class _Measured:
     value: float | None = None
     reason: str | None = None
     curves: dict[str, list[float]] = field(default_factory=dict)
+    steps: dict[str, list[float]] = field(default_factory=dict)
     raw: bytes | None = None
 
 
@@ -218,7 +226,9 @@ def _environment(cpus: int) -> dict[str, str]:
     return {**dict.fromkeys(_THREAD_VARIABLES, str(cpus)), "PYTHONHASHSEED": "0"}
 
 
-def _judge(result: SandboxResult, template: Template, work: Path) -> _Measured:
+def _judge(result: SandboxResult, template: Template, work: Path, stopped: str = "") -> _Measured:
+    if stopped:
+        return _Measured(TrialStatus.HOPELESS, reason=f"it was stopped as hopeless: {stopped}")
     over = {
         Ending.OUTPUT_LIMIT: "it printed more than it may",
         Ending.DISK_LIMIT: "it wrote more to disk than it may",
@@ -241,7 +251,8 @@ def _judge(result: SandboxResult, template: Template, work: Path) -> _Measured:
         value = _metric(parsed, template.metric.name)
     except _NoMetricError as error:
         return _Measured(TrialStatus.NO_METRIC, reason=str(error))
-    return _Measured(TrialStatus.OK, value=value, curves=_curves(parsed.get("curves")), raw=raw)
+    curves, steps = recorded(_curves(parsed.get("curves")), read_curves(work))
+    return _Measured(TrialStatus.OK, value=value, curves=curves, steps=steps, raw=raw)
 
 
 def _was_killed(result: SandboxResult) -> bool:
@@ -323,7 +334,7 @@ def _curves(given: object) -> dict[str, list[float]]:
         return {}
     kept: dict[str, list[float]] = {}
     for name, points in given.items():
-        if len(kept) < MAX_CURVES and _CURVE_NAME.fullmatch(name) and isinstance(points, list):
+        if len(kept) < MAX_CURVES and CURVE_NAME.fullmatch(name) and isinstance(points, list):
             good = _leading_numbers(points)
             if good:
                 kept[name] = good

@@ -20,6 +20,8 @@ class TrialStatus(StrEnum):
     TIMED_OUT = "timed_out"
     NO_METRIC = "no_metric"
     LIMIT = "limit"
+    HOPELESS = "hopeless"
+    """Its curve was, and it was stopped."""
 
 
 class Run(Record):
@@ -37,6 +39,8 @@ class Run(Record):
     """Why there is no value, in one line; ``None`` where there is one."""
     curves: dict[str, list[FiniteFloat]] = Field(default_factory=dict)
     """Series by step that the run reported, such as ``train_loss``; at most 1000 points each."""
+    steps: dict[str, list[FiniteFloat]] = Field(default_factory=dict)
+    """Of those curves that it reported while it went on: the step of each point."""
     wall_s: float
     exit_code: int | None
     directory: str
