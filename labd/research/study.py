@@ -143,7 +143,9 @@ class Study(Record):
     counts: dict[str, int]
     """``ideas``, ``trials``, ``ok``, ``refused``, ``crashed``, …, ``runs``, ``calls``, ``failed_calls``."""
     hours: dict[str, FiniteFloat]
-    """``runs``, ``calls``: sums of recorded times, so that a resumed task says the same."""
+    """``runs``: the sum of recorded times, so that a resumed task says the same."""
+    run_s: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """Mean seconds of a confirming run, by ``baseline``, ``best``, ``control``: whether compute was equal."""
     models: list[ModelUse]
     references: list[dict[str, Any]] = Field(default_factory=list)
     """Records of works that were really fetched, by `key`; only these can be cited."""

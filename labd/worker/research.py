@@ -36,7 +36,7 @@ def do_research(
     clock: float,
     pool: "Pool | None",
 ) -> dict[str, Any]:
-    """Do the research; give what belongs into the result: ``research`` and ``summary``.
+    """Do the research; give what belongs into the result: ``research``, ``summary``, ``tokens``.
 
     Raises:
         LabdError: it could not be done; the class says why.
@@ -46,24 +46,72 @@ def do_research(
     spec, results = task.spec, Path(job["results_dir"])
     for warning in spec.warnings():
         log.warning("task.key_ignored", key=warning)
-    template = load_template(
-        spec.template or "", roots=[Path(root) for root in job["template_roots"]]
-    )
+    template = _template(job, spec)
     tools = Tools(
         sandbox=CappedSandbox(job["sandbox"], spec.limits, job["min_free_bytes"], pool),
         cancelled=threading.Event(),
         progress=progress_to(log),
     )
+    brief = _brief(job, spec, template, gpus, clock)
     with Journal(results / JOURNAL, on_step=on_step) as journal:
         if len(journal):
             log.info("journal.resumed", steps=len(journal))
-        record = run_sweep(_brief(job, spec, template, gpus, clock), tools, journal, results)
+        if spec.by_llm:
+            return _study(job, spec, brief, tools, journal, pool, log)
+        record = run_sweep(brief, tools, journal, results)
         log.info("stage.progress", stage="paper", done=0, total=1, detail="writing")
         rendered = write_paper(record, results)
     for warning in rendered.warnings:
         log.warning("paper.warning", detail=warning)
     log.info("stage.progress", stage="paper", done=1, total=1, detail="paper.pdf")
     return {"research": record.context(), "summary": outcome_lines(record)}
+
+
+def _study(
+    job: Mapping[str, Any],
+    spec: TaskSpec,
+    brief: Brief,
+    tools: Tools,
+    journal: Journal,
+    pool: "Pool | None",
+    log: Logger,
+) -> dict[str, Any]:
+    if pool is None:
+        raise ConfigError("this attempt has no way to language models", where=job["node_id"])
+    plan = Plan(
+        brief,
+        models=_models(spec, job["default_model"]),
+        num_ctx=job["default_num_ctx"],
+        num_ideas=spec.num_ideas or 3,
+        policy=spec.search or "tree",
+        control=bool(spec.control),
+        max_tokens_total=spec.max_tokens_total,
+        num_reviews=3 if spec.num_reviews is None else spec.num_reviews,
+        improve=bool(spec.improve),
+        language=spec.language or "en",
+    )
+    given = Given(pool, past=[], shelf=None)
+    study = run_study(plan, tools, journal, Path(job["results_dir"]), given)
+    for warning in study.warnings:
+        log.warning("paper.warning", detail=warning)
+    return {
+        "research": study.context(),
+        "summary": study_lines(study),
+        "tokens": sum(use.prompt_tokens + use.output_tokens for use in study.models),
+    }
+
+
+def _models(spec: TaskSpec, default: str | None) -> dict[Role, str]:
+    """Give the model of each role: the task's, else the settings', else another role's."""
+    named = spec.model if isinstance(spec.model, dict) else {}
+    one = spec.model if isinstance(spec.model, str) else default or next(iter(named.values()), "")
+    if not one:
+        raise ConfigError(
+            "no model: neither the task nor the settings name one",
+            where="model",
+            fix="Add `model: …` to the task, or `llm: {model: …}` to config/labd.yaml",
+        )
+    return {role: named.get(role, one) for role in get_args(Role)}
 
 
 def _brief(
@@ -78,7 +126,8 @@ def _brief(
         num_trials=spec.max_runs or template.num_trials,
         num_confirm_seeds=spec.num_seeds or template.num_confirm_seeds,
         parallel=max(1, int(job["num_cpus"] // per_run)),
-        deadline=clock + _DEADLINE_SHARE * job["timeout_s"],
+        deadline=clock
+        + min(_DEADLINE_SHARE * job["timeout_s"], 3600 * (spec.max_hours or math.inf)),
         task_text=job["task_text"],
         task_sha256=job["task_sha256"],
         gpus=tuple(gpus),
