@@ -254,6 +254,30 @@ def test_an_object_fits_its_class_or_is_none(asking: Any, said: str, code: str) 
     assert answer.output_tokens == sum(min(tokens(said), 500) for _ in chat.asked)
 
 
+def test_what_a_reply_cost_that_is_cut_in_its_repair_is_counted_whole(asking: Any) -> None:
+    long = '{"name": "' + "ab" * 9000
+    with asking(failing("no JSON", long)) as (asker, chat):
+        answer = asker.ask("one", "ideas", parts(), schema=Plan, num_predict=100)
+    sent = sum(tokens(message.content) for asked in chat.asked for message in asked)
+    assert (answer.code, len(chat.asked)) == ("cut_short", 2)
+    assert (answer.prompt_tokens, answer.output_tokens) == (sent, tokens("no JSON") + 100)
+
+
+def test_the_description_of_a_class_has_room_in_the_prompt(asking: Any) -> None:
+    class Wide(BaseModel):
+        name: str = Field(description="as it is " * 300)
+
+    def speaks(messages: Sequence[Message], options: Options) -> str | ModelError:
+        size = sum(len(message.content.encode()) for message in messages) / 2.5
+        fits = size <= options.num_ctx - options.num_predict
+        return '{"name": "a"}' if fits else ContextOverflow("too long")
+
+    with asking(speaks) as (asker, chat):
+        long = [Part("code", "x = 1  # a line\n" * 3000, shrink="head_and_tail"), *parts()]
+        assert asker.ask("one", "code", long, schema=Wide, num_predict=100).problem == ""
+    assert len(chat.asked) == 1
+
+
 def test_texts_with_halves_of_characters_do_no_harm(asking: Any) -> None:
     with asking("half \ud83d a character") as (asker, _):
         answer = asker.ask("one", "write", parts(f"{QUESTION} \udc00"))
@@ -366,13 +390,31 @@ def test_a_pause_ends_when_the_work_is_called_off(asking: Any) -> None:
             asker.ask("one", "ideas", parts())
 
 
+def test_a_request_that_nobody_takes_any_more_is_given_up(asking: Any) -> None:
+    def speaks(_: Sequence[Message], __: Options) -> str | ModelError:
+        return "fine" if len(chat.asked) == 1 else EndpointDown("the connection was refused")
+
+    quick = Patience(delays_s=(), total_s=30.0, first_s=30.0, probe_s=0.2)
+    with asking(speaks, patience=quick) as (asker, chat):
+        assert asker.ask("one", "write", parts()).problem == ""
+        assert asker.ask("two", "write", parts()).code == "endpoint_down"
+        chat.chat = Slow("", takes=False).chat
+        answer = asker.ask("three", "write", parts())
+    assert (answer.code, answer.problem) == ("endpoint_down", "no server took the request")
+
+
 class Slow(Spoken):
-    """Takes for ever, until the request is given up."""
+    """Takes for ever, until the request is given up; `takes`: it begins to work on it."""
+
+    def __init__(self, speaks: str, *, takes: bool = True) -> None:
+        super().__init__(speaks)
+        self._takes = takes
 
     def chat(self, *args: Any, cancel: Any = None, **more: Any) -> Any:
         over = threading.Event()
         cancel.attach(over.set)
-        more["on_start"]()
+        if self._takes:
+            more["on_start"]()
         self.asked.append(args[0])
         over.wait(60)
         cancel.check()
@@ -440,6 +482,13 @@ def test_replies_of_no_use_use_up_the_tokens_too(asking: Any) -> None:
         assert asker.allowance.tokens == sum(
             map(tokens, (m.content for a in chat.asked for m in a))
         ) + (len(chat.asked) * tokens("no JSON"))
+
+
+def test_a_question_that_is_asked_twice_is_paid_for_once(asking: Any) -> None:
+    with asking("fine") as (asker, _):
+        one = asker.ask("one", "write", parts())
+        asker.ask("one", "write", parts())
+        assert asker.allowance.tokens == one.prompt_tokens + one.output_tokens
 
 
 def test_an_allowance_names_what_is_used_up_and_knows_shares() -> None:
