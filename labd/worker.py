@@ -29,7 +29,7 @@ from labd.limits import TaskLimits, settled
 from labd.log import Logger, file_logger
 from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig, SandboxResult, sweep
 from labd.task import TaskFile, TaskSpec, parse_task
-from labd.template import Template, load_template
+from labd.template import Template, load_template, with_data
 
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
@@ -389,9 +389,7 @@ def _research(
     spec, results = task.spec, Path(job["results_dir"])
     for warning in spec.warnings():
         log.warning("task.key_ignored", key=warning)
-    template = load_template(
-        spec.template or "", roots=[Path(root) for root in job["template_roots"]]
-    )
+    template = _template(job, spec)
     tools = Tools(
         sandbox=_CappedSandbox(job["sandbox"], spec.limits, job["min_free_bytes"], pool),
         cancelled=threading.Event(),
@@ -407,6 +405,16 @@ def _research(
         log.warning("paper.warning", detail=warning)
     log.info("stage.progress", stage="paper", done=1, total=1, detail="paper.pdf")
     return {"research": record.context(), "summary": outcome_lines(record)}
+
+
+def _template(job: Mapping[str, Any], spec: TaskSpec) -> Template:
+    """Give the task's template with its data as it lies on this machine."""
+    roots, inputs, forbidden = (
+        [Path(root) for root in job[key]]
+        for key in ("template_roots", "input_roots", "forbidden_roots")
+    )
+    template = load_template(spec.template or "", roots=roots)
+    return with_data(template, roots=inputs, forbidden=forbidden)
 
 
 def _brief(

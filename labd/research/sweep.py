@@ -352,7 +352,7 @@ def _record(
         importances=_importances(brief, journal, search.trials, best),
         counts=_counts(search.trials, 1 + len(confirmed.baseline) + len(confirmed.best)),
         provenance=provenance,
-        notes=[*search.notes, *_failure_notes(confirmed)],
+        notes=[*search.notes, *_failure_notes(confirmed), *template.cautions],
     )
 
 
