@@ -21,6 +21,7 @@ from labd.template.loading import (
     missing_requirements,
     read_template,
     refuse_researcher,
+    seed_ideas,
     with_data,
 )
 from labd.template.model import (
@@ -72,6 +73,7 @@ __all__ = [
     "read_template",
     "refuse_researcher",
     "scaled",
+    "seed_ideas",
     "snapshot",
     "with_data",
     "with_metric",

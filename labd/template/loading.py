@@ -1,6 +1,7 @@
 """Finding a template by its name or path, and reading it with words that help where it is not right."""
 
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,14 @@ from labd.task import TaskFile
 from labd.template import ai_scientist, autoresearch
 from labd.template.files import hash_files, read_regular
 from labd.template.form import ANY_NAME, FILE_NAME, AdapterFile, TemplateFile
-from labd.template.model import Style, Template, scaled
+from labd.template.model import SeedIdea, Style, Template, scaled
 from labd.text import printable
 from labd.yamlfile import MAX_BYTES, Document, InvalidFile, check, load_yaml
 
+SEED_IDEAS = "seed_ideas.json"
 SHIPPED = Path(__file__).parent.parent / "templates"
+
+_MAX_SEED_IDEAS = 100
 
 
 def list_templates(roots: Sequence[Path]) -> dict[str, Path]:
@@ -159,6 +163,26 @@ def refuse_researcher(template: Template, researcher: str) -> None:
 def missing_requirements(template: Template) -> list[str]:
     """Give the modules that the template asks for and that labd's Python can't import."""
     return [name for name in template.requirements if importlib.util.find_spec(name) is None]
+
+
+def seed_ideas(template: Template) -> list[SeedIdea]:
+    """Give the ideas in the template's `seed_ideas.json`, as AI-Scientist writes them; those that can't be read are left out."""
+    if SEED_IDEAS not in template.files_sha256:
+        return []
+    try:
+        given = json.loads(read_regular(template.directory / SEED_IDEAS, MAX_BYTES))
+    except (ValueError, RecursionError):
+        return []
+    found = []
+    for one in given[:_MAX_SEED_IDEAS] if isinstance(given, list) else []:
+        if not isinstance(one, dict):
+            continue
+        by_key = {str(key).lower(): str(value).strip() for key, value in one.items()}
+        title = by_key.get("title") or by_key.get("name") or ""
+        experiment = by_key.get("experiment") or by_key.get("description") or ""
+        if title and experiment:
+            found.append(SeedIdea(title=title[:300], experiment=experiment[:4000]))
+    return found
 
 
 def with_data(
