@@ -53,6 +53,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "inventory": GROUND | {"lab", "settings", "llm"},
     "doctor": GROUND | {"task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
     "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
+    "tryout": GROUND | {"settings", "sandbox", "template", "research"},
     "follow": GROUND | {"lab"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND
@@ -65,6 +66,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "doctor",
         "inventory",
         "boxed",
+        "tryout",
         "watch",
         "log",
         "page",

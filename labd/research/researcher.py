@@ -4,21 +4,25 @@ Calls the stages in order, each piece through the journal. Trials see the valida
 rests on the test split, over seeds that no trial used. Nothing that a model says becomes a number.
 """
 
+import itertools
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from labd.errors import ResearchError, StorageError
 from labd.files import write_json
 from labd.journal import Journal
 from labd.llm.model import Chat
-from labd.research.ablation import ablate
+from labd.research.ablation import ablate, pieces, seconds_needed
 from labd.research.allowance import Allowance
 from labd.research.asking import Asker
-from labd.research.bench import Bench, Code
-from labd.research.control import search_without_model
-from labd.research.evidence import Arm, confirm, failure_notes, judge
+from labd.research.bench import Bench
+from labd.research.control import Searched, control_of, search_without_model
+from labd.research.evidence import Arm, confirm, failure_notes, judge, values_of
 from labd.research.experiment import Tools
 from labd.research.groundwork import (
     Brief,
@@ -28,14 +32,19 @@ from labd.research.groundwork import (
     run_baseline,
 )
 from labd.research.ideas import gather_ideas
+from labd.research.measure import settled
 from labd.research.novelty import LookedUp, Shelf, look_up
 from labd.research.past import PastIdea
+from labd.research.policy import Manner
 from labd.research.record import Provenance, Run
-from labd.research.study import Ablation, Control, Idea, Policy, Role, Study, Trial
-from labd.research.trials import run_trials
+from labd.research.search import Better
+from labd.research.study import Ablation, Idea, Policy, Role, Study, Trial
+from labd.research.sweep import select
+from labd.research.trials import Workshop, run_trials
 from labd.research.worktree import Worktree
-from labd.template import snapshot
+from labd.template import Template, seed_ideas, snapshot
 
+IDEAS_FILE = "ideas.json"
 EXPLORING_SHARE = 0.7
 """Of the tokens and the time, for ideas and trials: the rest is kept for evidence, paper and reviews."""
 MAX_FILE_BYTES = 256 * 1024
@@ -105,12 +114,28 @@ def run_study(
         seed=brief.seed,
         cancelled=tools.cancelled,
     )
-    with Bench(
-        template, tools, journal, results_dir, parallel=brief.parallel, gpus=brief.gpus
-    ) as bench:
+    provenance = recorded_provenance(brief, journal)
+    with _bench(plan, tools, journal, results_dir) as bench:
+        baseline = run_baseline(bench, provenance)
+    # A foreign template may not say what it measures: then the baseline has.
+    brief = replace(brief, template=settled(template, baseline, results_dir))
+    plan = replace(plan, brief=brief)
+    with _bench(plan, tools, journal, results_dir) as bench:
         desk = _Desk(plan, tools, journal, results_dir, given, bench, asker, allowance)
-        study = _study(desk)
+        study = _study(desk, provenance, baseline)
     return publish(study, plan, tools, asker, journal, results_dir)
+
+
+def _bench(plan: Plan, tools: Tools, journal: Journal, results_dir: Path) -> Bench:
+    brief = plan.brief
+    return Bench(
+        brief.template,
+        tools,
+        journal,
+        results_dir,
+        parallel=brief.parallel,
+        gpus=brief.gpus,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +159,8 @@ class _Desk:
         return said
 
 
-def _study(desk: _Desk) -> Study:
+def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> Study:
     brief, bench, template = desk.plan.brief, desk.bench, desk.bench.template
-    provenance = recorded_provenance(brief, desk.journal)
-    baseline = run_baseline(bench, provenance)
     thought = _think(desk)
     notes = [*template.cautions, *thought.notes]
     work = Worktree(desk.results_dir, template, started_on=provenance.started_on)
@@ -332,10 +355,8 @@ def _ablate(
     )
 
 
-def _counts(
-    ideas: Sequence[Idea], trials: Sequence[Trial], runs: Sequence[Run]
-) -> dict[str, int]:
-    by_status = {status: 0 for status in get_args(Trial.model_fields["status"].annotation)}
+def _counts(ideas: Sequence[Idea], trials: Sequence[Trial], runs: Sequence[Run]) -> dict[str, int]:
+    by_status = dict.fromkeys(get_args(Trial.model_fields["status"].annotation), 0)
     by_status |= Counter(trial.status for trial in trials)
     return {"ideas": len(ideas), "trials": len(trials), **by_status, "runs": len(runs)}
 

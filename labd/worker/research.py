@@ -1,21 +1,25 @@
 """A research task on its node: from the job to the brief, and the sweep or the study that it asks for."""
 
 import importlib
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from labd.archive import JOURNAL
+from labd.errors import ConfigError
 from labd.journal import Journal
 from labd.log import Logger
 from labd.research.experiment import Tools
 from labd.research.groundwork import Brief
 from labd.research.paper import write_paper
 from labd.research.record import outcome_lines
+from labd.research.researcher import Given, Plan, run_study
+from labd.research.study import Role
 from labd.research.sweep import run_sweep
 from labd.task import TaskFile, TaskSpec
-from labd.template import Template, load_template
+from labd.template import Template, load_template, scaled, with_data, with_metric
 from labd.worker.boxes import CappedSandbox, progress_to
 
 if TYPE_CHECKING:
@@ -112,6 +116,20 @@ def _models(spec: TaskSpec, default: str | None) -> dict[Role, str]:
             fix="Add `model: …` to the task, or `llm: {model: …}` to config/labd.yaml",
         )
     return {role: named.get(role, one) for role in get_args(Role)}
+
+
+def _template(job: Mapping[str, Any], spec: TaskSpec) -> Template:
+    """Give the task's template with its data as it lies on this machine."""
+    roots, inputs, forbidden = (
+        [Path(root) for root in job[key]]
+        for key in ("template_roots", "input_roots", "forbidden_roots")
+    )
+    template = load_template(spec.template or "", roots=roots)
+    if spec.metric is not None:
+        template = with_metric(template, spec.metric.name, spec.metric.better)
+    if spec.scale is not None:
+        template = scaled(template, spec.scale)
+    return with_data(template, roots=inputs, forbidden=forbidden)
 
 
 def _brief(
