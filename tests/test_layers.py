@@ -121,6 +121,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
         ("httptools", {"llm"}),
         ("jsonschema", {"llm"}),
         ("optuna", {"research"}),
+        ("dulwich", {"research"}),
     ],
 )
 def test_a_library_is_used_in_its_room_only(library: str, rooms: set[str]) -> None:

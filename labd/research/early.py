@@ -131,11 +131,14 @@ def _read(path: Path) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return b""
-    with os.fdopen(fd, "rb") as file:
+    try:
         info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
-            return b""
-        return file.read(MAX_FILE_BYTES)
+        plain = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
+        return os.read(fd, MAX_FILE_BYTES) if plain else b""
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
 
 
 def _parsed(raw: bytes) -> dict[str, Curve]:

@@ -20,6 +20,8 @@ MAX_REPLY_CHARS = 2**20
 MAX_EDITS = 100
 _MAX_NAME_LINE = 300
 _MAX_SHOWN_LINES = 12
+_MAX_PLAN_LINES = 40
+_MAX_PLAN = 2000
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)")
 _SEARCH = re.compile(r"\s*<{5,9}\s*(?:SEARCH|ORIGINAL|HEAD|OLD)\b.*", re.IGNORECASE)
@@ -111,6 +113,18 @@ def revise(template: Template, files: Mapping[str, str], reply: str) -> dict[str
     if problem:
         raise Unusable(problem)
     return revised
+
+
+def plan_of(reply: str) -> str:
+    """Give what a reply says before its first block, printable and in at most some lines."""
+    lines: list[str] = []
+    for line in reply.rpartition("</think>")[2].splitlines():
+        if _FENCE.fullmatch(line) or _SEARCH.fullmatch(line):
+            break
+        lines.append(printable(line.strip(), _MAX_NAME_LINE))
+    while lines and (not lines[-1] or _PATH.fullmatch(lines[-1].strip(_DECORATION))):
+        lines.pop()
+    return "\n".join(lines[:_MAX_PLAN_LINES])[:_MAX_PLAN].strip()
 
 
 # -- reading a reply

@@ -73,7 +73,7 @@ def without_hunk(new: Mapping[str, str], hunk: Hunk) -> dict[str, str]:
 
 
 def patch(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """Give a change in the form that patch(1) and git-apply(1) take; empty where nothing differs."""
+    """Give a whole change as unified diffs that git-apply(1) takes; empty where nothing differs."""
     parts: list[str] = []
     last = ""
     for hunk in hunks(old, new):

@@ -68,6 +68,8 @@ class Trial(Record):
     The others are its run's."""
     refused: str | None = None
     run: Run | None = None
+    same_as: str | None = None
+    """The run of the same code, here ``run``, that was made before; this trial has none of its own."""
     commit: str | None = None
     """In ``work/``; ``None`` where there was no edit to commit."""
     code_sha256: str | None = None
