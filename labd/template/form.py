@@ -127,13 +127,14 @@ class _Scale(_Strict):
     cpus_per_run: _Cpus | None = None
     gpus_per_run: _Gpus | None = None
 
-    def scale(self) -> Scale:
+    def scale(self, whole: "TemplateFile") -> Scale:
+        """Give the size, with what it does not say as the template says it."""
         return Scale(
             env={name: str(value) for name, value in self.env.items()},
-            time_limit_s=self.time_limit,
-            memory_bytes=None if self.memory is None else int(self.memory),
-            cpus_per_run=self.cpus_per_run,
-            gpus_per_run=self.gpus_per_run,
+            time_limit_s=self.time_limit or whole.time_limit,
+            memory_bytes=int(self.memory or whole.memory),
+            cpus_per_run=self.cpus_per_run or whole.cpus_per_run,
+            gpus_per_run=whole.gpus_per_run if self.gpus_per_run is None else self.gpus_per_run,
         )
 
 
@@ -190,10 +191,10 @@ class TemplateFile(_WithData):
         by_need = {"{params}": bool(self.search_space), "{seed}": self.seeds}
         by_need |= {"{split}": self.splits, "{out_dir}": True}
         needed = [holder for holder, need in by_need.items() if need]
-        _refuse_missing("command", self.command, needed)
+        _refuse_missing("a command", self.command, needed)
         if self.evaluate is not None:
             split = ["{split}"] if self.splits else []
-            _refuse_missing("evaluate", self.evaluate, ["{run_dir}", "{out_dir}", *split])
+            _refuse_missing("an evaluation", self.evaluate, ["{run_dir}", "{out_dir}", *split])
             _refuse_edited(self.evaluate, self.editable)
         return self
 
@@ -215,7 +216,7 @@ class TemplateFile(_WithData):
             has_seeds=self.seeds,
             curves=self.curves,
             space=tuple(one.spec(name) for name, one in (self.search_space or {}).items()),
-            scales={name: one.scale() for name, one in self.scale.items()},
+            scales={name: one.scale(self) for name, one in self.scale.items()},
             data=self.places(),
             num_trials=self.num_trials,
             num_confirm_seeds=self.num_confirm_seeds,
@@ -227,11 +228,11 @@ class TemplateFile(_WithData):
         )
 
 
-def _refuse_missing(key: str, command: Sequence[str], needed: Sequence[str]) -> None:
+def _refuse_missing(what: str, command: Sequence[str], needed: Sequence[str]) -> None:
     joined = "\n".join(command)
     missing = [holder for holder in needed if holder not in joined]
     if missing:
-        msg = f"a {key} that holds {', '.join(missing)}, so that runs can differ and be measured"
+        msg = f"{what} that holds {', '.join(missing)}, so that runs can differ and be measured"
         raise ValueError(msg)
 
 

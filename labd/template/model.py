@@ -56,14 +56,14 @@ class ParamSpec(Record):
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """One size in which an experiment can be run; ``None``: as the template itself says."""
+    """One size in which an experiment can be run."""
 
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str]
     """Variables of the run's environment."""
-    time_limit_s: float | None = None
-    memory_bytes: int | None = None
-    cpus_per_run: int | None = None
-    gpus_per_run: int | None = None
+    time_limit_s: float
+    memory_bytes: int
+    cpus_per_run: int
+    gpus_per_run: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +198,11 @@ def scaled(template: Template, name: str) -> Template:
     return replace(
         template,
         scale=name,
-        env=dict(scale.env),
-        time_limit_s=scale.time_limit_s or template.time_limit_s,
-        memory_bytes=scale.memory_bytes or template.memory_bytes,
-        cpus_per_run=scale.cpus_per_run or template.cpus_per_run,
-        gpus_per_run=template.gpus_per_run if scale.gpus_per_run is None else scale.gpus_per_run,
+        env=scale.env,
+        time_limit_s=scale.time_limit_s,
+        memory_bytes=scale.memory_bytes,
+        cpus_per_run=scale.cpus_per_run,
+        gpus_per_run=scale.gpus_per_run,
     )
 
 
