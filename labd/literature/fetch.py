@@ -58,7 +58,9 @@ def get(
         raise SourceFailed(f"{host} can't be reached: {reason}", retryable=True) from error
     except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
         reason = printable(str(error), 200)
-        raise SourceFailed(f"{host} does not speak HTTP: {reason}", retryable=True) from error
+        raise SourceFailed(
+            f"{host} broke off or does not speak HTTP: {reason}", retryable=True
+        ) from error
 
 
 def _check_status(reply: httpcore.Response, host: str) -> None:
