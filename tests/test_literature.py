@@ -1,13 +1,18 @@
 """Papers are asked for at three indexes that behave, or do not; servers here speak their formats."""
 
 import json
+import ssl
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from labd.literature.fetch import retry_after_s
 from labd.literature.indexes import read_arxiv, read_openalex, read_semantic_scholar
@@ -263,6 +268,42 @@ def test_nothing_to_ask_is_nobody_asked(queries: list[str], tmp_path: Path) -> N
     assert (found.queries, found.answered) == ((), ())
 
 
+# -- addresses, and TLS
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http://[::1", "http://a b", "http://127.0.0.1:99999", "http://127.0.0.1:x", "http://\u00e9\u00e9",
+     f"http://{'a' * 300}", "https://..", "http://?", "http://name.invalid"],
+)  # fmt: skip
+def test_an_address_that_is_none_is_a_reason(url: str, tmp_path: Path) -> None:
+    options = Options(online=True, sources=("arxiv",), urls={"arxiv": url})
+    found = asking(options, tmp_path).search([QUERY], timeout_s=ENOUGH_S)
+    assert (found.answered, set(found.failed)) == ((), {"arxiv"})
+
+
+@pytest.fixture
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
+    """An authority that this process trusts beside no other."""
+    made = trustme.CA()
+    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return made
+
+
+@pytest.mark.parametrize(("name", "is_trusted"), [("127.0.0.1", True), ("example.org", False)])
+def test_a_server_has_to_prove_its_name(
+    name: str, *, is_trusted: bool, authority: trustme.CA, tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    with LiteratureServer(tls=context) as server:
+        found = ask(server, tmp_path, sources=("openalex",))
+        assert server.count() == int(is_trusted)
+    assert bool(found.papers) == is_trusted
+    assert ("CERTIFICATE_VERIFY_FAILED" in found.failed.get("openalex", "")) == (not is_trusted)
+
+
 # -- turns, and sources that are down
 
 
@@ -430,6 +471,31 @@ def test_the_cache_stays_below_its_limit_and_the_oldest_go_first(tmp_path: Path)
 
 # -- readers, by themselves
 
+_NAMES = st.sampled_from(
+    [
+        *(
+            "title",
+            "authors",
+            "authorships",
+            "author",
+            "display_name",
+            "name",
+            "year",
+            "source",
+            "url",
+        ),
+        *("publication_year", "primary_location", "landing_page_url", "doi", "ids", "externalIds"),
+        *(
+            "DOI",
+            "ArXiv",
+            "abstract",
+            "abstract_inverted_index",
+            "cited_by_count",
+            "citationCount",
+        ),
+    ]
+)
+
 
 @pytest.mark.parametrize("read", [read_openalex, read_semantic_scholar, read_arxiv])
 @pytest.mark.parametrize(
@@ -439,6 +505,24 @@ def test_the_cache_stays_below_its_limit_and_the_oldest_go_first(tmp_path: Path)
 def test_what_is_no_reply_fails_as_a_source(read: Any, raw: bytes) -> None:
     with pytest.raises(SourceFailed):
         read(raw, TODAY)
+
+
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(_NAMES | st.text(), inner, max_size=6)
+    ),
+    max_leaves=30,
+)
+
+
+@settings(max_examples=40)
+@given(st.dictionaries(_NAMES, _ANYTHING), st.lists(_ANYTHING))
+def test_replies_of_any_shape_give_records_or_fail_as_a_source(reply: Any, items: Any) -> None:
+    for name, read in (("results", read_openalex), ("data", read_semantic_scholar)):
+        raw = json.dumps({**reply, name: [{"title": "A title", **reply}, *items]}).encode()
+        with suppress(SourceFailed):
+            assert all(paper.title for paper in read(raw, TODAY))
 
 
 def test_names_of_sources_are_those_of_the_settings() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from bibtexparser.entrypoint import parse_string
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labd.literature.citations import reference_line, to_bibtex, to_csl_json
@@ -101,6 +101,7 @@ def test_a_third_record_may_join_two() -> None:
     assert len(unite((), papers)) == 2
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=300), st.integers(1, 50))
 def test_clean_text_is_short_and_on_one_line(text: str, limit: int) -> None:
     shown = clean(text, limit)
@@ -109,6 +110,7 @@ def test_clean_text_is_short_and_on_one_line(text: str, limit: int) -> None:
     assert not any(ord(char) < 32 or char in "\u202e\u2028\x7f" for char in shown)
 
 
+@settings(max_examples=50)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.integers(), st.lists))
 def test_a_record_is_made_of_anything_or_not_at_all(value: Any) -> None:
     names = ("year", "venue", "doi", "arxiv_id", "url", "abstract", "citations")

@@ -10,6 +10,7 @@ for ever; `BEHAVIOURS` and the status codes are what it may do.
 
 import gzip
 import json
+import ssl
 import threading
 import time
 from collections import deque
@@ -69,7 +70,7 @@ CORPUS: tuple[Item, ...] = (
 class LiteratureServer:
     """All three indexes, as a context manager."""
 
-    def __init__(self, *corpus: Item) -> None:
+    def __init__(self, *corpus: Item, tls: ssl.SSLContext | None = None) -> None:
         self.corpus = corpus or CORPUS
         self.requests: list[tuple[SourceName, dict[str, str], dict[str, str], float]] = []
         """Who was asked, the query's parameters, the headers, and when by the monotonic clock."""
@@ -83,6 +84,9 @@ class LiteratureServer:
 
         self._server = Server(("127.0.0.1", 0), Bound)
         self.url = self._server.url
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+            self.url = self.url.replace("http://", "https://")
 
     def __enter__(self) -> Self:
         # Looks often whether it is to end: there is a server for each test.
