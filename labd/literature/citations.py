@@ -70,11 +70,11 @@ def _entry(paper: Paper) -> Entry:
         "author": " and ".join(map(_tex_name, paper.authors)),
         "year": str(paper.year or ""),
         "journal": _tex(paper.venue),
-        # Keys, not prose: styles print these as they are, and the pattern of each lets nothing else through.
-        "doi": _tex(paper.doi),
-        "eprint": _tex(paper.arxiv_id),
+        # These are read as they are, without LaTeX; what a record lets through holds no brace and no backslash.
+        "doi": paper.doi,
+        "eprint": paper.arxiv_id,
         "archiveprefix": "arXiv" if paper.arxiv_id else "",
-        "url": _tex(paper.url),
+        "url": paper.url,
     }
     kind = "article" if paper.venue else "misc"
     return Entry(
@@ -83,7 +83,8 @@ def _entry(paper: Paper) -> Entry:
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(char, char) for char in text)
+    # Dashes and quotes in a row would run together into others.
+    return re.sub(r"([-'])(?=\1)", r"\1{}", "".join(_TEX.get(char, char) for char in text))
 
 
 def _tex_name(name: str) -> str:

@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from functools import cache
 from urllib.parse import urlencode, urlsplit
 
 import httpcore
@@ -39,14 +38,15 @@ def get(
         SourceFailed: there is none; the text names neither parameters nor headers.
 
     """
-    address = httpcore.URL(f"{url}?{urlencode(params)}")
     sent = [*{"Accept-Encoding": "gzip", "Connection": "close", **headers}.items()]
     timeouts = {"connect": CONNECT_S, "read": SILENCE_S, "write": SILENCE_S, "pool": CONNECT_S}
-    host = printable(urlsplit(url).netloc, 100)
-    backend = _Backend(deadline_s)
+    host = printable(url.split("/")[2], 100)
+    backend, tls = _Backend(deadline_s), ssl.create_default_context()
     try:
+        # As bytes: of a text that is not ASCII httpcore says `TypeError`.
+        address = f"{url}?{urlencode(params)}".encode("ascii")
         with (
-            httpcore.ConnectionPool(ssl_context=_tls_context(), network_backend=backend) as pool,
+            httpcore.ConnectionPool(tls, network_backend=backend) as pool,
             pool.stream("GET", address, headers=sent, extensions={"timeout": timeouts}) as reply,
         ):
             _check_status(reply, host)
@@ -58,7 +58,13 @@ def get(
         raise SourceFailed(f"{host} can't be reached: {reason}", retryable=True) from error
     except (httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
         reason = printable(str(error), 200)
-        raise SourceFailed(f"{host} does not speak HTTP: {reason}", retryable=True) from error
+        raise SourceFailed(
+            f"{host} broke off or does not speak HTTP: {reason}", retryable=True
+        ) from error
+    except ValueError as error:
+        # Among them `UnicodeError`, which looking up a name raises for what can't be one.
+        what = f"{host} is no address, or it sent labd on to one that is none"
+        raise SourceFailed(what) from error
 
 
 def _check_status(reply: httpcore.Response, host: str) -> None:
@@ -118,11 +124,6 @@ def _body(reply: httpcore.Response, host: str) -> bytes:
 def _header(reply: httpcore.Response, name: bytes) -> str:
     values = (value for key, value in reply.headers if key.lower() == name)
     return next(values, b"").decode("latin-1")
-
-
-@cache
-def _tls_context() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 class _Backend(httpcore.SyncBackend):

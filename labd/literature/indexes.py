@@ -152,9 +152,9 @@ def read_arxiv(raw: bytes, today: date) -> list[Paper]:
         feed = fromstring(raw, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         # LookupError and ValueError: an encoding that Python does not know, or that expat can't use.
-        raise SourceFailed("the reply is no Atom feed", retryable=True) from error
+        raise SourceFailed("the reply is no Atom feed") from error
     if feed.tag != f"{_ATOM}feed":
-        raise SourceFailed("the reply is no Atom feed", retryable=True)
+        raise SourceFailed("the reply is no Atom feed")
     entries = feed.findall(f"{_ATOM}entry")
     if any("arxiv.org/api/errors" in _child(entry, f"{_ATOM}id") for entry in entries):
         raise SourceFailed("it says that the query is wrong", is_down=False)
@@ -192,16 +192,16 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         reply = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise SourceFailed("the reply is no JSON", retryable=True) from error
+        raise SourceFailed("the reply is no JSON") from error
     if not isinstance(reply, dict):
-        raise SourceFailed("the reply is no JSON object", retryable=True)
+        raise SourceFailed("the reply is no JSON object")
     return reply
 
 
 def _items(reply: Mapping[str, Any], name: str) -> list[Any]:
     items = reply.get(name)
     if not isinstance(items, list):
-        raise SourceFailed(f"the reply has no list of {name}", retryable=True)
+        raise SourceFailed(f"the reply has no list of {name}")
     return items
 
 

@@ -66,10 +66,6 @@ class Library:
         """Give what of the files can't be read, and why; "" if all can."""
         return self._told(self._read())
 
-    def __len__(self) -> int:
-        """Give how many papers there are."""
-        return len(self._read().papers)
-
     @staticmethod
     def _told(contents: _Contents) -> str:
         more = len(contents.problems) - _MAX_PROBLEMS_SHOWN

@@ -15,7 +15,7 @@ from labd.template import Record
 
 Status = Literal["not_checked", "no_close_work_found", "close_work_found"]
 
-CLOSE = 0.45
+CLOSE = 0.5
 """The similarity from which on a paper counts as close work; see docs/literature.md for how it was chosen."""
 NUM_CLOSEST = 5
 

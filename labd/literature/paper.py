@@ -36,6 +36,8 @@ _TAG = re.compile(
 _DROPPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 _JOINERS = "\u200c\u200d"
 _SHORT_TITLE_CHARS = 12
+"""Shorter ones, such as "Editorial", are shared by papers that have nothing to do with each other."""
+_MAX_NAMESAKES = 20
 _MAX_YEARS_APART = 2
 _GENERATIONS = frozenset({"jr", "sr", "ii", "iii", "iv"})
 _SMALL_WORDS = frozenset(
@@ -168,7 +170,8 @@ def group(papers: Sequence[Paper]) -> list[int]:
     places: dict[str, list[int]] = {}
     for at, paper in enumerate(papers):
         names = _names(paper)
-        near = (i for name in names for i in places.get(name, ()) if _is_same(papers[i], paper))
+        seen = (i for name in names for i in places.get(name, ())[:_MAX_NAMESAKES])
+        near = (i for i in seen if _is_same(papers[i], paper))
         leaders.append(leaders[first] if (first := next(near, None)) is not None else at)
         for name in names:
             places.setdefault(name, []).append(at)
@@ -273,7 +276,8 @@ def _suffixed(base: str) -> Iterator[str]:
 def _names(paper: Paper) -> list[str]:
     names = [f"doi:{paper.doi}"] if paper.doi else []
     names += [f"arxiv:{paper.arxiv_id}"] if paper.arxiv_id else []
-    return [*names, f"title:{plain_title(paper.title)}"]
+    title = plain_title(paper.title)
+    return [*names, f"title:{title}"] if len(title) >= _SHORT_TITLE_CHARS else names
 
 
 def _is_same(one: Paper, other: Paper) -> bool:
@@ -282,7 +286,7 @@ def _is_same(one: Paper, other: Paper) -> bool:
     if one.arxiv_id and one.arxiv_id == other.arxiv_id:
         return True
     title = plain_title(one.title)
-    if title != plain_title(other.title) or len(title) < _SHORT_TITLE_CHARS:
+    if len(title) < _SHORT_TITLE_CHARS or title != plain_title(other.title):
         return False
     if one.year and other.year and abs(one.year - other.year) > _MAX_YEARS_APART:
         return False

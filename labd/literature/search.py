@@ -58,8 +58,11 @@ class Literature:
         cache_dir: Path,
         *,
         spacing_s: Mapping[SourceName, float] = SPACING_S,
+        backoff_s: float = 1.0,
     ) -> None:
-        self._directory = cache_dir
+        self._backoff = tenacity.wait_exponential(
+            multiplier=backoff_s, max=8 * backoff_s
+        ) + tenacity.wait_random(0, backoff_s)
         self._cache = Cache(
             cache_dir / "answers",
             max_age=timedelta(days=options.cache_days),
@@ -114,50 +117,45 @@ class Literature:
         known = self._cache.get(source.name, query, limit, utc_now())
         if known is not None:
             return known
-        papers = _patiently(source, pace, query, limit, deadline_s)
+        papers = self._patiently(source, pace, query, limit, deadline_s)
         # The answer is what counts; without room to keep it, the same query costs another request.
         with suppress(OSError):
             self._cache.put(source.name, query, limit, papers, utc_now())
         return papers
+
+    def _patiently(
+        self, source: Source, pace: Pace, query: str, limit: int, deadline_s: float
+    ) -> list[Paper]:
+        """Give the source's answer, after a few tries if need be; remember it as down if there is none."""
+
+        def try_once() -> list[Paper]:
+            pace.wait(deadline_s)
+            return source.search(query, limit, deadline_s)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_retryable),
+            wait=self._wait_s,
+            stop=lambda state: _is_enough(state, deadline_s),
+            reraise=True,
+        )
+        try:
+            return retrying(try_once)
+        except SourceFailed as failure:
+            pace.note_failure(failure)
+            raise
+
+    def _wait_s(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked_s = error.retry_after_s if isinstance(error, SourceFailed) else None
+        return self._backoff(state) if asked_s is None else asked_s
 
 
 def _today() -> date:
     return utc_now().date()
 
 
-def _patiently(
-    source: Source, pace: Pace, query: str, limit: int, deadline_s: float
-) -> list[Paper]:
-    """Give the source's answer, after a few tries if need be; remember it as down if there is none."""
-
-    def try_once() -> list[Paper]:
-        pace.wait(deadline_s)
-        return source.search(query, limit, deadline_s)
-
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_retryable),
-        wait=_wait_s,
-        stop=lambda state: _is_enough(state, deadline_s),
-        reraise=True,
-    )
-    try:
-        return retrying(try_once)
-    except SourceFailed as failure:
-        pace.note_failure(failure)
-        raise
-
-
 def _is_retryable(error: BaseException) -> bool:
     return isinstance(error, SourceFailed) and error.retryable
-
-
-_backoff = tenacity.wait_exponential_jitter(initial=1.0, max=8.0, jitter=1.0)
-
-
-def _wait_s(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked_s = error.retry_after_s if isinstance(error, SourceFailed) else None
-    return _backoff(state) if asked_s is None else asked_s
 
 
 def _is_enough(state: tenacity.RetryCallState, deadline_s: float) -> bool:
