@@ -1,6 +1,5 @@
 """An evaluation of its own: whatever changed code does, it can't measure itself."""
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 
 from labd.errors import ConfigError
 from labd.research.experiment import Tools, run_one
-from labd.research.measure import curve_lines
 from labd.research.record import Run, TrialStatus
 from labd.template import Template, copy_files, load_template
 from tests.boxes import make_sandbox
@@ -136,18 +134,6 @@ def test_curves_are_read_from_what_the_run_appended(tmp_path: Path) -> None:
     directory = make_template(tmp_path / "templates", experiment=experiment, curves=True)
     found = run(load_template("tiny", roots=[directory.parent]), tmp_path)
     assert (found.value, found.curves) == (1.0, {"loss": [3.0, 2.0]})
-
-
-def test_lines_of_curves_are_given_as_they_are_and_a_torn_one_is_not() -> None:
-    lines = b'{"step": 0, "loss": 2}\n{"loss": NaN, "late": 1}\nnonsense\n[1]\n{"loss": true}\n{"loss": 4}\n{"loss": 5'
-    found = curve_lines(lines)
-    assert found["late"] == [1.0]
-    assert found["loss"][0] == 2.0
-    assert found["loss"][1] != found["loss"][1]
-    assert len(found["loss"]) == 2
-    assert curve_lines(b'{"loss": 1' + b"0" * 400 + b"}\n") == {"loss": [float("inf")]}
-    assert curve_lines(b"[" * 100_000 + b"\n") == {}
-    assert len(curve_lines(json.dumps({f"c{i}": 1 for i in range(100)}).encode() + b"\n")) == 32
 
 
 def test_nobody_may_change_what_evaluates(tmp_path: Path) -> None:

@@ -31,11 +31,13 @@ from labd.research.groundwork import (
     recorded_provenance,
     run_baseline,
 )
+from labd.research.hunks import patch
 from labd.research.ideas import gather_ideas
 from labd.research.measure import settled
 from labd.research.novelty import LookedUp, Shelf, look_up
 from labd.research.past import PastIdea
 from labd.research.policy import Manner
+from labd.research.publishing import Published, publish
 from labd.research.record import Provenance, Run
 from labd.research.search import Better
 from labd.research.study import Ablation, Idea, Policy, Role, Study, Trial
@@ -79,8 +81,8 @@ class Given:
 
 def run_study(
     plan: Plan, tools: Tools, journal: Journal, results_dir: Path, given: Given
-) -> Study:
-    """Have a model research, write and review; give the study, with its files in `results_dir`.
+) -> Published:
+    """Have a model research, write and review; give the study and its reviews, with their files in `results_dir`.
 
     The same journal gives the same study: no request that was answered and no run that ended is repeated.
 
@@ -122,8 +124,17 @@ def run_study(
     plan = replace(plan, brief=brief)
     with _bench(plan, tools, journal, results_dir) as bench:
         desk = _Desk(plan, tools, journal, results_dir, given, bench, asker, allowance)
-        study = _study(desk, provenance, baseline)
-    return publish(study, plan, tools, asker, journal, results_dir)
+        study, patch_text = _study(desk, provenance, baseline)
+    return publish(
+        study,
+        asker=asker,
+        tools=tools,
+        results_dir=results_dir,
+        patch=patch_text,
+        language=plan.language,
+        num_reviews=plan.num_reviews,
+        improved=plan.improve,
+    )
 
 
 def _bench(plan: Plan, tools: Tools, journal: Journal, results_dir: Path) -> Bench:
@@ -159,7 +170,8 @@ class _Desk:
         return said
 
 
-def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> Study:
+def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, str]:
+    """Give what was found, and what the selected code changed."""
     brief, bench, template = desk.plan.brief, desk.bench, desk.bench.template
     thought = _think(desk)
     notes = [*template.cautions, *thought.notes]
@@ -173,6 +185,7 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> Study:
         if not values_of(confirmed["baseline"]):
             raise baseline_failed(confirmed["baseline"], desk.results_dir)
         ablations = _ablate(desk, work, provenance, best, confirmed, notes)
+        changed = "" if best is None else patch(work.files(None), work.files(best.name))
     measured = [trial.value for trial in trials if trial.run is not None]
     control = None
     if searched is not None:
@@ -190,7 +203,7 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> Study:
     runs += [run for ablation in ablations for run in ablation.runs]
     runs += control.trials if control is not None else []
     names = {"baseline": "the baseline", "best": "the selected code", "control": "the control"}
-    return Study(
+    study = Study(
         title=brief.title or template.title,
         template=template.name,
         template_title=template.title,
@@ -220,6 +233,7 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> Study:
         provenance=provenance,
         notes=[*notes, *failure_notes({names[arm]: of for arm, of in confirmed.items()})],
     )
+    return study, changed
 
 
 def _think(desk: _Desk) -> LookedUp:
@@ -257,7 +271,7 @@ def _try_out(
         desk.allowance,
         work,
         baseline,
-        manner=Manner(desk.plan.policy, template.metric.better),
+        manner=Manner(desk.plan.policy),
         seed=provenance.search_seed,
         share=EXPLORING_SHARE,
         curves=template.curves,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
-from labd.research.record import Claim, Provenance, Run
+from labd.research.record import Claim, Provenance, Run, claim_lines
 from labd.template import Metric, Record
 
 Role = Literal["ideas", "code", "write", "review"]
@@ -159,3 +159,13 @@ class Study(Record):
     def context(self) -> dict[str, Any]:
         """Give the study as plain JSON data for templates."""
         return self.model_dump(mode="json")
+
+
+def study_lines(study: Study) -> list[str]:
+    """Tell what was done and measured, in three lines for a terminal."""
+    claim, counts = study.claim, study.counts
+    lines = [
+        f"{counts['ideas']} ideas, {counts['trials']} trials, {counts['ok']} of them gave a value; "
+        f"{counts['runs']} runs in all; {study.metric.name}: {study.metric.better} is better"
+    ]
+    return [*lines, *claim_lines(claim, study.metric.name)]

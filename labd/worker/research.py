@@ -16,7 +16,7 @@ from labd.research.groundwork import Brief
 from labd.research.paper import write_paper
 from labd.research.record import outcome_lines
 from labd.research.researcher import Given, Plan, run_study
-from labd.research.study import Role
+from labd.research.study import Role, study_lines
 from labd.research.sweep import run_sweep
 from labd.task import TaskFile, TaskSpec
 from labd.template import Template, load_template, scaled, with_data, with_metric
@@ -95,11 +95,13 @@ def _study(
         language=spec.language or "en",
     )
     given = Given(pool, past=[], shelf=None)
-    study = run_study(plan, tools, journal, Path(job["results_dir"]), given)
-    for warning in study.warnings:
+    published = run_study(plan, tools, journal, Path(job["results_dir"]), given)
+    for warning in published.warnings:
         log.warning("paper.warning", detail=warning)
+    study, reviews = published.study, published.reviews
     return {
         "research": study.context(),
+        "reviews": None if reviews is None else reviews.as_data()["scores"],
         "summary": study_lines(study),
         "tokens": sum(use.prompt_tokens + use.output_tokens for use in study.models),
     }
