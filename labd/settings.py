@@ -245,11 +245,6 @@ class Home:
         return self.spool / ".labd"
 
     @property
-    def literature_cache(self) -> Path:
-        """Where answers of indexes of papers are kept, and their turns."""
-        return self.run_dir / "literature"
-
-    @property
     def models_status(self) -> Path:
         """Where the broker of language models says what there is and what goes on."""
         return self.run_dir / "models.json"

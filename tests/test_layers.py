@@ -36,7 +36,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "research": FILES | {"journal", "sandbox", "template", "llm", "literature"},
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
-    | {"template", "research", "log"},
+    | {"template", "research", "literature", "log"},
     "engine": {"errors", "text", "log", "llm", "worker", "shipping"},
     "daemon": FILES
     | {

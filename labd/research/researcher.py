@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from labd.errors import ResearchError, StorageError
+from labd.errors import StorageError
 from labd.files import write_json
 from labd.journal import Journal
 from labd.llm.model import Chat
@@ -44,7 +44,7 @@ from labd.research.study import Ablation, Idea, Policy, Role, Study, Trial
 from labd.research.sweep import select
 from labd.research.trials import Workshop, run_trials
 from labd.research.worktree import Worktree
-from labd.template import Template, seed_ideas, snapshot
+from labd.template import Template, refuse_researcher, seed_ideas, snapshot
 
 IDEAS_FILE = "ideas.json"
 EXPLORING_SHARE = 0.7
@@ -88,8 +88,8 @@ def run_study(
 
     Raises:
         Cancelled: `tools.cancelled` was set.
-        ConfigError: the template changed while it was read.
-        ResearchError: the template can't be judged, or has nothing that a model may change.
+        ConfigError: the template changed while it was read, or names nothing that a model may change.
+        ResearchError: the template can't be judged: its baseline gives no value, or needs what is not there.
         ModelError: no model could be reached at all.
         SandboxError: there is no sandbox.
         StorageError: the disk would not take the results.
@@ -97,12 +97,7 @@ def run_study(
     """
     check_means(plan.brief.template)
     template = snapshot(plan.brief.template, results_dir / "template")
-    if not template.editable:
-        raise ResearchError(
-            f"nothing in the template {template.name} may be changed by a model",
-            where=str(template.directory),
-            fix="Name files under `editable` in its template.yaml, or take researcher: sweep",
-        )
+    refuse_researcher(template, "llm")
     brief = replace(plan.brief, template=template)
     plan = replace(plan, brief=brief)
     allowance = Allowance(plan.max_tokens_total, deadline=brief.deadline)
@@ -177,14 +172,14 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
     notes = [*template.cautions, *thought.notes]
     work = Worktree(desk.results_dir, template, started_on=provenance.started_on)
     with closing(work):
-        trials = _try_out(desk, thought.ideas, work, baseline, provenance, notes)
+        trials = _try_out(desk, thought.ideas, work, baseline, provenance, notes=notes)
         best = best_of(trials, baseline, template.metric.better)
         work.show(None if best is None else best.name)
         searched = _search_too(desk, baseline, provenance, trials, notes)
         confirmed = _confirm(desk, work, provenance, best, searched)
         if not values_of(confirmed["baseline"]):
             raise baseline_failed(confirmed["baseline"], desk.results_dir)
-        ablations = _ablate(desk, work, provenance, best, confirmed, notes)
+        ablations = _ablate(desk, work, provenance, best, confirmed, notes=notes)
         changed = "" if best is None else patch(work.files(None), work.files(best.name))
     measured = [trial.value for trial in trials if trial.run is not None]
     control = None
@@ -259,6 +254,7 @@ def _try_out(
     work: Worktree,
     baseline: Run,
     provenance: Provenance,
+    *,
     notes: list[str],
 ) -> list[Trial]:
     """Try the ideas, each with its share of the trials that are left; what ended that early goes to `notes`."""
@@ -343,6 +339,7 @@ def _ablate(
     provenance: Provenance,
     best: Trial | None,
     confirmed: Mapping[str, list[Run]],
+    *,
     notes: list[str],
 ) -> list[Ablation]:
     """Take the winning code's changes away one at a time, where it has several and there is time."""

@@ -164,8 +164,8 @@ class Study(Record):
 def study_lines(study: Study) -> list[str]:
     """Tell what was done and measured, in three lines for a terminal."""
     claim, counts = study.claim, study.counts
-    lines = [
+    first = (
         f"{counts['ideas']} ideas, {counts['trials']} trials, {counts['ok']} of them gave a value; "
         f"{counts['runs']} runs in all; {study.metric.name}: {study.metric.better} is better"
-    ]
-    return [*lines, *claim_lines(claim, study.metric.name)]
+    )
+    return [first, *claim_lines(claim, study.metric.name)]

@@ -134,7 +134,7 @@ def check_template(
         template = load_template(task.spec.template or "", roots=roots)
         refuse_places(template, roots=inputs, forbidden=forbidden)
         key = "researcher"
-        refuse_researcher(template, task.spec.researcher or "sweep")
+        refuse_researcher(template, "llm" if task.spec.by_llm else "sweep")
     except ConfigError as error:
         place = load_yaml(task.text.encode()).place((key,))
         where = f"{printable(name)}:{place.line}:{place.column}" if place else printable(name)

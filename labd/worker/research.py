@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from labd.archive import JOURNAL
 from labd.errors import ConfigError
 from labd.journal import Journal
+from labd.literature.model import Options
+from labd.literature.search import Literature
 from labd.log import Logger
 from labd.research.experiment import Tools
 from labd.research.groundwork import Brief
 from labd.research.paper import write_paper
+from labd.research.past import PastIdea
 from labd.research.record import outcome_lines
 from labd.research.researcher import Given, Plan, run_study
 from labd.research.study import Role, study_lines
@@ -25,6 +28,8 @@ from labd.worker.boxes import CappedSandbox, progress_to
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
 
+LITERATURE = ".literature"
+"""Below the results: answers of indexes of papers, to be used again."""
 _DEADLINE_SHARE = (
     0.8  # of the task's timeout, after which the search stops and the paper is written
 )
@@ -61,7 +66,7 @@ def do_research(
         if len(journal):
             log.info("journal.resumed", steps=len(journal))
         if spec.by_llm:
-            return _study(job, spec, brief, tools, journal, pool, log)
+            return _study(job, spec, brief, tools=tools, journal=journal, pool=pool, log=log)
         record = run_sweep(brief, tools, journal, results)
         log.info("stage.progress", stage="paper", done=0, total=1, detail="writing")
         rendered = write_paper(record, results)
@@ -75,6 +80,7 @@ def _study(
     job: Mapping[str, Any],
     spec: TaskSpec,
     brief: Brief,
+    *,
     tools: Tools,
     journal: Journal,
     pool: "Pool | None",
@@ -94,7 +100,7 @@ def _study(
         improve=bool(spec.improve),
         language=spec.language or "en",
     )
-    given = Given(pool, past=[], shelf=None)
+    given = Given(pool, [PastIdea.model_validate(one) for one in job["past"]], _shelf(job))
     published = run_study(plan, tools, journal, Path(job["results_dir"]), given)
     for warning in published.warnings:
         log.warning("paper.warning", detail=warning)
@@ -105,6 +111,14 @@ def _study(
         "summary": study_lines(study),
         "tokens": sum(use.prompt_tokens + use.output_tokens for use in study.models),
     }
+
+
+def _shelf(job: Mapping[str, Any]) -> Literature | None:
+    """Give where papers are looked up; ``None`` where the settings name nothing."""
+    options = Options.model_validate(job["literature"])
+    if not options.library and not options.online:
+        return None
+    return Literature(options, Path(job["results_dir"]).parent / LITERATURE)
 
 
 def _models(spec: TaskSpec, default: str | None) -> dict[Role, str]:
