@@ -135,6 +135,9 @@ def check_template(
         refuse_places(template, roots=inputs, forbidden=forbidden)
         key = "researcher"
         refuse_researcher(template, "llm" if task.spec.by_llm else "sweep")
+        key = "scale"
+        if task.spec.scale is not None:
+            scaled(template, task.spec.scale)
     except ConfigError as error:
         place = load_yaml(task.text.encode()).place((key,))
         where = f"{printable(name)}:{place.line}:{place.column}" if place else printable(name)
