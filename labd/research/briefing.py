@@ -33,6 +33,7 @@ def edit_parts(
     parent: Trial | None,
     trials: Sequence[Trial],
     others: Sequence[Trial],
+    nth: tuple[int, int] = (1, 1),
     log: str = "",
 ) -> list[Part]:
     """Give the prompt for an edit.
@@ -47,6 +48,7 @@ def edit_parts(
         parent: the trial whose code it is; ``None``: the template's.
         trials: of the idea so far.
         others: of other ideas.
+        nth: which of how many edits it is that are asked for at once by the same move from the same code.
         log: the end of what the parent's run printed, to debug.
 
     """
@@ -76,7 +78,8 @@ def edit_parts(
                 "head_and_tail",
             )
         )
-    parts.append(Part("move", f"{_MOVES[move]}\n\n{_form(sorted(code))}", required=True))
+    wanted = _MOVES[move] if nth[1] == 1 else f"{_MOVES[move]} {_OTHERWISE.format(*nth)}"
+    parts.append(Part("move", f"{wanted}\n\n{_form(sorted(code))}", required=True))
     return parts
 
 
@@ -99,6 +102,10 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}{ending}{fence}"
 
 
+_OTHERWISE = (
+    "This is number {} of {} edits of this code that are made at the same time, each by somebody who does not see "
+    "the others: do it in another way than the first that comes to mind."
+)
 _SYSTEM = (
     "You are a researcher. You test an idea by changing the code of an experiment, so that its metric gets better "
     "honestly. Change what is asked and nothing else. The value is measured by code that you can't change, on data "
