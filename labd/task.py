@@ -68,11 +68,17 @@ _ANY_PATH = re.compile(r"(?s)(?=.*[^/\s])[^\x00]{1,4095}")
 _LABEL = re.compile(r"[A-Za-z0-9._/:-]{1,100}")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _KEYS_OF: Mapping[str, tuple[str, ...]] = {
-    "research": ("template", "researcher", "model", "num_ideas", "max_runs", "num_seeds"),
+    "research": (
+        *("template", "researcher", "model", "num_ideas", "max_runs", "num_seeds", "metric"),
+        "scale",
+        *("search", "control", "max_tokens_total", "max_hours"),
+        *("num_reviews", "improve", "language"),
+    ),
     "command": ("run", "env", "workdir", "inputs", "outputs", "network"),
     "prompts": ("input", "model", "system", "template", "reply_schema", "options", "max_errors"),
 }
 """Which keys a kind has beside those that all have."""
+_LANGUAGE = re.compile(r"[a-z]{2}")
 _MAX_SCHEMA_BYTES = 64 * 1024
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 # What a request holds beside options. An option of one of these names would replace it.
@@ -256,6 +262,22 @@ Glob = Annotated[Text, AfterValidator(_glob)]
 Reference = Annotated[Text, AfterValidator(_task_reference)]
 
 
+_LLM_ONLY = (
+    *("model", "num_ideas", "search", "control", "max_tokens_total"),
+    *("num_reviews", "improve", "language"),
+)
+"""Keys of a research task that only a language model's research heeds."""
+
+
+class MetricChoice(BaseModel):
+    """What a research task is to go by, where its template leaves that open or means something else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    better: Literal["higher", "lower"]
+
+
 class PromptOptions(BaseModel):
     """How replies are made: `labd.llm.model.Options` says what each is. Absent: its default there."""
 
@@ -304,6 +326,25 @@ class TaskSpec(BaseModel):
     num_ideas: Annotated[WholeNumber, Field(ge=1, le=1000)] | None = None
     max_runs: Annotated[WholeNumber, Field(ge=1, le=100_000)] | None = None
     num_seeds: Annotated[WholeNumber, Field(ge=10, le=1000)] | None = None
+    metric: MetricChoice | None = None
+    scale: Name | None = None
+    """One of the sizes that the template can be run in; ``None``: its first."""
+    search: Literal["linear", "climb", "tree"] | None = None
+    """How the next code to change is picked; ``None``: ``tree``."""
+    control: Annotated[bool, BeforeValidator(_switch)] | None = None
+    """Whether a search without a model gets as many trials, for comparison."""
+    max_tokens_total: Annotated[WholeNumber, Field(ge=1)] | None = None
+    """Tokens of all prompts and replies together."""
+    max_hours: Annotated[Amount, Field(gt=0, le=10_000)] | None = None
+    """After so long the task ends with what it has; `timeout` ends it whatever it has."""
+    num_reviews: Annotated[WholeNumber, Field(ge=0, le=20)] | None = None
+    improve: Annotated[bool, BeforeValidator(_switch)] | None = None
+    """Whether the paper is revised once after its reviews, and reviewed again."""
+    language: (
+        Annotated[str, AfterValidator(_matching(_LANGUAGE, "two letters, such as en or ko"))]
+        | None
+    ) = None
+    """Of the paper."""
     run: (
         Annotated[
             Annotated[Line, Tag("a text")] | Annotated[Words, Tag("a list")],
@@ -360,14 +401,6 @@ class TaskSpec(BaseModel):
     )
     """In UTC."""
 
-    @field_validator("researcher")
-    @classmethod
-    def _is_built(cls, value: str | None) -> str | None:
-        if value == "llm":
-            msg = f"sweep: {value} is a word of the task file, but not built yet in this version"
-            raise ValueError(msg)
-        return value
-
     @field_validator(*{key for keys in _KEYS_OF.values() for key in keys}, mode="before")
     @classmethod
     def _belongs_to_kind(cls, value: object, info: ValidationInfo) -> object:
@@ -416,7 +449,14 @@ class TaskSpec(BaseModel):
     @property
     def asks_models(self) -> bool:
         """Whether the task asks language models."""
-        return self.kind == "prompts" or self.researcher == "llm"
+        return self.kind == "prompts" or self.by_llm
+
+    @property
+    def by_llm(self) -> bool:
+        """Whether a language model does the research: where the file says so, or names a model and nothing else."""
+        if self.kind != "research":
+            return False
+        return self.researcher == "llm" or (self.researcher is None and self.model is not None)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -439,11 +479,10 @@ class TaskSpec(BaseModel):
             said = ["seed: has no effect here; put it under `options`"] if seeded else []
             limited = "limits" in self.model_fields_set
             return said + (["limits: has no effect here: prompts run nothing"] if limited else [])
-        ignored = [name for name in ("model", "num_ideas") if getattr(self, name) is not None]
-        return [
-            f"{name}: has no effect with researcher: sweep, which uses no model"
-            for name in ignored
-        ]
+        if self.by_llm:
+            return []
+        why = "has no effect with researcher: sweep, which uses no model"
+        return [f"{name}: {why}" for name in _LLM_ONLY if getattr(self, name) is not None]
 
 
 def _at(key: str, found: Any, wanted: str) -> ValidationError:

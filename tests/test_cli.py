@@ -81,7 +81,7 @@ def test_check_warns_of_keys_without_effect_and_of_unknown_templates(
     home: Home, tmp_path: Path
 ) -> None:
     quiet = tmp_path / "quiet.yaml"
-    quiet.write_text(task_text(model="qwen2.5-coder:14b"))
+    quiet.write_text(task_text(researcher="sweep", model="qwen2.5-coder:14b"))
     assert "model: has no effect" in labd(home.root, "check", str(quiet)).stdout
     unknown = tmp_path / "unknown.yaml"
     unknown.write_text(task_text(template="digitz"))

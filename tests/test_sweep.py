@@ -18,8 +18,9 @@ import pytest
 from labd.errors import ConfigError, ResearchError, SandboxError
 from labd.journal import Journal
 from labd.research.experiment import Cancelled, Tools
+from labd.research.groundwork import Brief
 from labd.research.record import ResearchRecord, Verdict
-from labd.research.sweep import Brief, run_sweep
+from labd.research.sweep import run_sweep
 from labd.sandbox import Limits, SandboxResult
 from labd.template import load_template
 from tests.boxes import make_sandbox
@@ -63,6 +64,7 @@ class Counting:
         gpus: Sequence[int],
         log: Path | None,
         cancelled: threading.Event | None,
+        cwd: str,
     ) -> SandboxResult:
         self._write(f"started {workdir.parent.name} {' '.join(map(str, gpus))}")
         result = self._sandbox.run(
@@ -74,6 +76,7 @@ class Counting:
             gpus=(),
             log=log,
             cancelled=cancelled,
+            cwd=cwd,
         )
         self._write(f"ended {workdir.parent.name}")
         return result

@@ -70,7 +70,11 @@ def test_every_problem_is_told_in_the_order_of_the_file() -> None:
         (b"template: digits\nnum_gpus: 1.5", "whole GPUs above 1"),
         (b"template: digits\nnum_cpus: .nan", "wanted: a finite number"),
         (b"kind: research", "wanted: a template"),
-        (b"template: digits\nresearcher: llm", "not built yet"),
+        (b"template: digits\nsearch: widest", "search"),
+        (b"template: digits\nlanguage: english", "two letters"),
+        (b"template: digits\nmetric: {name: loss}", "better"),
+        (b"template: digits\nmax_hours: 0", "max_hours"),
+        (b"kind: command\nrun: ls\ncontrol: true", "x.yaml:3:1: control"),
         (b"kind: prompts", "x.yaml:1:1: kind: found 'prompts'; wanted: a key `input`"),
         (b"kind: prompts\ninput: x\nrun: ls", "x.yaml:3:1: run: found 'ls'; wanted: no run in a task of prompts: it belongs to kind: command"),
         (b"kind: prompts\ninput: x\nnum_seeds: 10", "x.yaml:3:1: num_seeds"),
@@ -122,6 +126,25 @@ def test_a_command_needs_no_more_than_what_to_run() -> None:
     assert spec.run == "cd /tmp\nls\n"
     assert (spec.env, spec.workdir, spec.inputs, spec.network) == ({}, None, {}, False)
     assert spec.outputs == ("**",)
+
+
+@pytest.mark.parametrize(
+    ("text", "by_llm"),
+    [
+        ("template: digits", False),
+        ("template: digits\nresearcher: llm", True),
+        ("template: digits\nmodel: qwen3:8b", True),
+        ("template: digits\nmodel: {code: qwen3:8b}", True),
+        ("template: digits\nmodel: qwen3:8b\nresearcher: sweep", False),
+        ("kind: prompts\ninput: a.jsonl\nmodel: qwen3:8b", False),
+    ],
+)
+def test_who_names_a_model_or_says_so_has_a_model_do_the_research(
+    *, text: str, by_llm: bool
+) -> None:
+    spec = parse_task(text.encode(), "x.yaml").spec
+    assert spec.by_llm is by_llm
+    assert spec.asks_models is (by_llm or spec.kind == "prompts")
 
 
 def test_a_seed_in_a_command_is_said_to_have_no_effect() -> None:

@@ -5,16 +5,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from labd.errors import ResearchError
 from labd.journal import Journal
 from labd.research.early import Watch
-from labd.research.experiment import Tools, run_one
+from labd.research.experiment import Split, Tools, run_one
 from labd.research.record import Run
 from labd.template import Param, Template
-
-Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +115,8 @@ class Bench:
             "seed": job.seed,
             "split": job.split,
         }
+        if self.template.scale:
+            inputs["scale"] = self.template.scale
         if job.code is not None:
             inputs["code"] = job.code.sha256
         return Run.model_validate(

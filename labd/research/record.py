@@ -162,17 +162,21 @@ class ResearchRecord(Record):
 
 def outcome_lines(record: ResearchRecord) -> list[str]:
     """Tell what was measured, in three lines for a terminal."""
-    claim, metric, counts = record.claim, record.metric, record.counts
+    metric, counts = record.metric, record.counts
     trials = f"{counts['trials']} trials, {counts['ok']} of them gave a value"
     lines = [f"{trials}; {counts['runs']} runs in all; {metric.name}: {metric.better} is better"]
+    return [*lines, *claim_lines(record.claim, metric.name)]
+
+
+def claim_lines(claim: Claim, metric: str) -> list[str]:
+    """Tell what a claim says, in two lines for a terminal."""
     if claim.baseline and claim.best and claim.difference is not None:
         low, high = claim.difference_low, claim.difference_high
         between = "" if low is None or high is None else f" (95 %: {low:+.4f} to {high:+.4f})"
-        lines.append(
-            f"{metric.name} on test, {claim.best.n} fresh seeds: {claim.baseline.mean:.4f} → "
+        compared = (
+            f"{metric} on test, {claim.best.n} fresh seeds: {claim.baseline.mean:.4f} → "
             f"{claim.best.mean:.4f}, difference {claim.difference:+.4f}{between}"
         )
     else:
-        lines.append("nothing to compare with the baseline on the test split")
-    lines.append(f"{claim.verdict.value.replace('_', ' ')}: {claim.reason}")
-    return lines
+        compared = "nothing to compare with the baseline on the test split"
+    return [compared, f"{claim.verdict.value.replace('_', ' ')}: {claim.reason}"]

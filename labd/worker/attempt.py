@@ -6,43 +6,36 @@ so that is done by the first research task of a process only.
 """
 
 import atexit
-import functools
-import importlib
 import shutil
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labd.archive import JOURNAL, LOG, Archive
+from labd.archive import LOG, Archive
 from labd.clock import to_iso, utc_now
 from labd.command.places import Fence
 from labd.command.run import Attempt, Report, left_in, limits_of, run_command
 from labd.errors import ConfigError, LabdError, SandboxError, StorageError, TaskFileError
 from labd.files import JsonLines
-from labd.journal import Journal
 from labd.limits import TaskLimits, settled
 from labd.log import Logger, file_logger
-from labd.sandbox import Ahead, Limits, Sandbox, SandboxConfig, SandboxResult, sweep
-from labd.task import TaskFile, TaskSpec, parse_task
-from labd.template import Template, load_template
+from labd.sandbox import Ahead, sweep
+from labd.task import TaskFile, parse_task
+from labd.worker.boxes import gpus_free, progress_to, sandbox_of
 
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
     from labd.llm.wireform import Call
-    from labd.research.sweep import Brief
 
 _FAILURE_PAUSE_S = 0.5
 _PRIME_AFTER_S = 0.05
 _TELL_EVERY_S = 10.0
 _MAX_TOLD = 500
-_DEADLINE_SHARE = (
-    0.8  # of the task's timeout, after which the search stops and the paper is written
-)
 
 AHEAD = ".ahead"
 """Below the results: where sandboxes that wait for a command have their directories."""
@@ -153,7 +146,7 @@ def warm_up(config: Mapping[str, Any]) -> None:
     if _kept.primer is not None:
         return
     settings = config["sandbox"]
-    sandbox = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
+    sandbox = sandbox_of(settings["uid"], frozenset(settings["allow_missing"]))
     sandbox.gaps()
     sandbox.end_stuck()
     sweep(Path(config["results"]) / AHEAD)
@@ -221,13 +214,6 @@ def _waits(job: Mapping[str, Any]) -> Callable[[str, str], None]:
     return tell
 
 
-def _gpus_free(
-    pool: "Pool | None", gpus: Sequence[int], limit_s: float
-) -> AbstractContextManager[object]:
-    """Have the GPUs to ourselves, as far as the lab's language models go."""
-    return pool.gpus(gpus, limit_s) if pool is not None and gpus else nullcontext()
-
-
 def _attempt(
     job: Mapping[str, Any],
     gpus: Sequence[int],
@@ -237,7 +223,7 @@ def _attempt(
 ) -> _Did:
     task = parse_task(job["task_text"].encode(), job["file_name"])
     if task.spec.kind == "command":
-        with _gpus_free(pool, gpus, job["timeout_s"]):
+        with gpus_free(pool, gpus, job["timeout_s"]):
             return _command(_after_wait(job, time.monotonic() - clock), task, gpus)
     with file_logger(Path(job["results_dir"]) / LOG) as plain:
         log = plain.bind(task_id=job["task_id"], attempt=job["attempt"])
@@ -246,7 +232,9 @@ def _attempt(
         def work() -> _Did:
             if task.spec.kind == "prompts":
                 return _prompts(job, task, log, clock=clock, pool=pool)
-            return _Did(_research(job, task, gpus, log, on_step=on_step, clock=clock, pool=pool))
+            from labd.worker.research import do_research  # noqa: PLC0415 - see the module's docstring
+
+            return _Did(do_research(job, task, gpus, log, on_step=on_step, clock=clock, pool=pool))
 
         did = _guarded(work, started=True)
         try:
@@ -311,7 +299,7 @@ def _run_command(
     return run_command(
         task,
         Attempt(job["task_id"], job["attempt"], results, job["num_cpus"], tuple(gpus)),
-        _sandbox(job["sandbox"]["uid"], frozenset(job["sandbox"]["allow_missing"])),
+        sandbox_of(job["sandbox"]["uid"], frozenset(job["sandbox"]["allow_missing"])),
         where=job["file_name"],
         fence=_fence(job),
         allow_network=job["allow_network"],
@@ -329,13 +317,6 @@ def _fence(job: Mapping[str, Any]) -> Fence:
         tuple(Path(root) for root in job["input_roots"]),
         tuple(Path(root) for root in job["forbidden_roots"]),
         Path(job["results_dir"]).parent,
-    )
-
-
-def _progress(log: Logger) -> Callable[[str, int, int, str], None]:
-    """Give what says in the log how far the work is, as `labd.lab.progress_of` reads it."""
-    return lambda stage, done, total, detail: log.info(
-        "stage.progress", stage=stage, done=done, total=total, detail=detail
     )
 
 
@@ -357,7 +338,7 @@ def _prompts(
         fence=_fence(job),
         defaults=Options(job["default_model"] or "", num_ctx=job["default_num_ctx"]),
         patience=Patience.within(clock, job["timeout_s"]),
-        progress=_progress(log),
+        progress=progress_to(log),
         log=log,
     )
     return _Did({**report.facts, "summary": [report.summary]}, report.error)
@@ -368,107 +349,3 @@ def _room(job: Mapping[str, Any]) -> int:
     results = Path(job["results_dir"])
     left_bytes = left_in(results) if job["attempt"] > 1 else 0
     return shutil.disk_usage(results).free - int(job["min_free_bytes"]) + left_bytes
-
-
-def _research(
-    job: Mapping[str, Any],
-    task: TaskFile,
-    gpus: Sequence[int],
-    log: Logger,
-    *,
-    on_step: OnStep | None,
-    clock: float,
-    pool: "Pool | None",
-) -> dict[str, Any]:
-    from labd.research.experiment import Tools  # noqa: PLC0415 - see the module's docstring
-    from labd.research.paper import write_paper  # noqa: PLC0415
-    from labd.research.record import outcome_lines  # noqa: PLC0415
-    from labd.research.sweep import run_sweep  # noqa: PLC0415
-
-    _import_ahead()
-    spec, results = task.spec, Path(job["results_dir"])
-    for warning in spec.warnings():
-        log.warning("task.key_ignored", key=warning)
-    template = load_template(
-        spec.template or "", roots=[Path(root) for root in job["template_roots"]]
-    )
-    tools = Tools(
-        sandbox=_CappedSandbox(job["sandbox"], spec.limits, job["min_free_bytes"], pool),
-        cancelled=threading.Event(),
-        progress=_progress(log),
-    )
-    with Journal(results / JOURNAL, on_step=on_step) as journal:
-        if len(journal):
-            log.info("journal.resumed", steps=len(journal))
-        record = run_sweep(_brief(job, spec, template, gpus, clock), tools, journal, results)
-        log.info("stage.progress", stage="paper", done=0, total=1, detail="writing")
-        rendered = write_paper(record, results)
-    for warning in rendered.warnings:
-        log.warning("paper.warning", detail=warning)
-    log.info("stage.progress", stage="paper", done=1, total=1, detail="paper.pdf")
-    return {"research": record.context(), "summary": outcome_lines(record)}
-
-
-def _brief(
-    job: Mapping[str, Any], spec: TaskSpec, template: Template, gpus: Sequence[int], clock: float
-) -> "Brief":
-    from labd.research.sweep import Brief  # noqa: PLC0415 - see the module's docstring
-
-    per_run = max(1, template.cpus_per_run)
-    return Brief(
-        task_id=job["task_id"],
-        title=spec.title,
-        template=template,
-        seed=spec.seed,
-        num_trials=spec.max_runs or template.num_trials,
-        num_confirm_seeds=spec.num_seeds or template.num_confirm_seeds,
-        parallel=max(1, int(job["num_cpus"] // per_run)),
-        deadline=clock + _DEADLINE_SHARE * job["timeout_s"],
-        task_text=job["task_text"],
-        task_sha256=job["task_sha256"],
-        gpus=tuple(gpus),
-    )
-
-
-class _CappedSandbox:
-    """The sandbox with the settings' limits over what a template asks for, or the task's own, and room left on the disk."""
-
-    def __init__(
-        self,
-        settings: Mapping[str, Any],
-        asked: TaskLimits,
-        reserve_bytes: int,
-        pool: "Pool | None",
-    ) -> None:
-        self._pool = pool
-        self._box = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
-        self._caps = settled(settings, asked)
-        self._asked = asked
-        self._reserve_bytes = reserve_bytes
-
-    def run(
-        self, argv: Sequence[str], *, workdir: Path, limits: Limits, **rest: Any
-    ) -> SandboxResult:
-        room = shutil.disk_usage(workdir).free - self._reserve_bytes
-        capped = limits_of(self._caps, wall_s=limits.wall_s, room_bytes=room)
-        if self._asked.memory is None:
-            memory_bytes = min(limits.memory_bytes, capped.memory_bytes)
-            capped = replace(capped, memory_bytes=memory_bytes)
-        with _gpus_free(self._pool, rest.get("gpus", ()), capped.wall_s):
-            return self._box.run(argv, workdir=workdir, limits=capped, **rest)
-
-
-@functools.cache
-def _sandbox(uid: int, allow_missing: frozenset[str]) -> Sandbox:
-    """Give this process's sandbox, which tries the host once and remembers what it found."""
-    return Sandbox(SandboxConfig(uid=uid, allow_missing=allow_missing))
-
-
-def _import_ahead() -> None:
-    """Begin to import what is needed late in a task, while its experiments run."""
-    names = ("labd.research.stats", "labd.research.plots", "optuna.importance", "sklearn.ensemble")
-    threading.Thread(
-        target=lambda: [importlib.import_module(name) for name in names],
-        name="imports",
-        daemon=True,
-    ).start()

@@ -1,0 +1,101 @@
+"""Evidence: the runs on the test split over fresh seeds, and what they say about best against baseline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from labd.research.bench import Bench, Code, Job
+from labd.research.record import Claim, Run, Verdict
+from labd.template import Param
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One side of a comparison."""
+
+    name: str
+    """Part of its runs' names: ``baseline`` for ``confirm-baseline-000``."""
+    params: Mapping[str, Param]
+    code: Code | None = None
+    """``None``: the template as it is."""
+
+
+def confirm(
+    bench: Bench, arms: Sequence[Arm], seeds: Sequence[int], *, stage: str = "confirm"
+) -> list[list[Run]]:
+    """Run all arms on the test split, each over the same fresh seeds; give the runs of each arm.
+
+    The only place where the test split is read.
+    """
+    jobs = [
+        Job(f"confirm-{arm.name}-{index:03d}", arm.params, seed, "test", arm.code)
+        for index, seed in enumerate(seeds)
+        for arm in arms
+    ]
+    runs = bench.many(jobs, stage=stage, done=0, total=len(jobs))
+    return [runs[index :: len(arms)] for index in range(len(arms))]
+
+
+def judge(
+    bench: Bench,
+    trials: Sequence[float | None],
+    baseline: Sequence[Run],
+    best: Sequence[Run] | None,
+    *,
+    planned: int,
+    comparisons: int | None = None,
+) -> Claim:
+    """Give the claim about `best`, which is `None` where no trial beat the baseline on validation.
+
+    Args:
+        bench: for the template's metric.
+        trials: what each trial gave on validation.
+        baseline: its runs on test.
+        best: the selected trial's runs on test.
+        planned: how many runs each side should have had.
+        comparisons: candidates to correct for; ``None``: as many as trials.
+
+    """
+    # scipy takes a second to import; the first runs have started by now.
+    from labd.research.stats import compare, no_candidate  # noqa: PLC0415
+
+    corrected = max(1, len(trials) if comparisons is None else comparisons)
+    values = values_of(baseline)
+    if not any(value is not None for value in trials):
+        reason = f"None of the {len(trials)} trials gave a value, so there was nothing to compare."
+        if not trials:
+            reason = "No trial was run, so there was nothing to compare."
+        return no_candidate(
+            values, verdict=Verdict.INCONCLUSIVE, reason=reason, comparisons=corrected
+        )
+    if best is None:
+        reason = (
+            "No trial was better than the baseline on validation, so there was none to confirm."
+        )
+        return no_candidate(
+            values, verdict=Verdict.NO_IMPROVEMENT, reason=reason, comparisons=corrected
+        )
+    return compare(
+        values,
+        values_of(best),
+        better=bench.template.metric.better,
+        planned=planned,
+        comparisons=corrected,
+    )
+
+
+def values_of(runs: Sequence[Run]) -> list[float]:
+    """Give what those runs measured that measured something."""
+    return [run.value for run in runs if run.value is not None]
+
+
+def failure_notes(arms: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Say of each arm, by the name a reader knows it by, how many of its runs gave no value, and why the first did not."""
+    notes = []
+    for name, runs in arms.items():
+        failed = [run for run in runs if run.value is None]
+        if failed:
+            notes.append(
+                f"{len(failed)} of {len(runs)} runs of {name} on test gave no value; "
+                f"the first, {failed[0].name}, because {failed[0].reason}."
+            )
+    return notes
