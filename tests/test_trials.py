@@ -94,6 +94,7 @@ class Lab:
                 command=["python", "/inputs/template/experiment.py", "{out_dir}", "{params}", "{seed}", "{split}"],
                 time_limit="3s",
                 editable=["model.py"],
+                curves=True,
             )  # fmt: skip
             (directory / "model.py").write_text(MODEL)
 

@@ -13,7 +13,7 @@ _MAX_IDEA = 1500
 _MAX_REPLY = 8000
 _MAX_LISTED = 20
 _MAX_OTHERS = 5
-_PRIORITY = {"code": 90, "log": 80, "tried": 40, "fixed": 10}
+_PRIORITY = {"code": 90, "log": 80, "guidance": 60, "tried": 40, "fixed": 10}
 
 _MOVES = {
     "draft": "Make a first version of the idea, as simple as it can be, in the code above.",
@@ -56,6 +56,7 @@ def edit_parts(
     parts = [
         Part("system", _SYSTEM, role="system", required=True),
         Part("task", _task(template), required=True),
+        Part("guidance", template.guidance, _PRIORITY["guidance"], "head_and_tail"),
         Part("idea", _idea(idea), required=True),
         Part(
             "fixed",
@@ -102,15 +103,18 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}{ending}{fence}"
 
 
+_MEASURED = "It is measured afterwards, by code that you can't change, on data that your code need not read."
+_MEASURES = (
+    "Leave how it is measured and reported exactly as it is: a change of that is no result."
+)
 _OTHERWISE = (
     "This is number {} of {} edits of this code that are made at the same time, each by somebody who does not see "
     "the others: do it in another way than the first that comes to mind."
 )
 _SYSTEM = (
     "You are a researcher. You test an idea by changing the code of an experiment, so that its metric gets better "
-    "honestly. Change what is asked and nothing else. The value is measured by code that you can't change, on data "
-    "that you do not see. A run has no network, and no other libraries than those that are imported already and "
-    "Python's own."
+    "honestly. Change what is asked and nothing else. A run has no network, and no other libraries than those that "
+    "are imported already and Python's own."
 )
 
 
@@ -119,6 +123,7 @@ def _task(template: Template) -> str:
     return (
         f"# The experiment: {template.title}\n{template.description}\n\n"
         f"Metric: {metric.name}, {metric.better} is better. {metric.description}\n"
+        f"{_MEASURED if template.evaluate else _MEASURES}\n"
         f"One run may take {template.time_limit_s:g} s and {template.memory_bytes // 2**20} MiB of memory; "
         "one that takes more counts as failed."
     )
