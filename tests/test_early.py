@@ -163,6 +163,7 @@ def reporting(tmp_path: Path) -> Template:
         experiment=REPORTS,
         command=["python", "/inputs/template/experiment.py", "{out_dir}", "{params}", "{seed}", "{split}"],
         time_limit="55s",
+        curves=True,
         search_space={"mode": {"type": "categorical", "choices": ["good", "lasting"], "baseline": "good"}},
     )  # fmt: skip
     return load_template("tiny", roots=[tmp_path / "templates"])

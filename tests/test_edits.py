@@ -61,6 +61,7 @@ def revised(template: Template, reply: str) -> str:
         f"model.py\n{SWAP.replace('<<<<<<<', '<<<<<').replace('>>>>>>>', '>>>>>>>>')}",
         f"model.py\n{SWAP.replace('    return', 'return')}",  # indented otherwise
         "model.py\n" + SWAP.replace("rate\n=", "rate   \n="),  # blanks at a line's end
+        "model.py\n<<<<<<< SEARCH\nrow * rate\n=======\nrow * rate * 2\n>>>>>>> REPLACE",
         "model.py\n" + SWAP.replace("SEARCH\n", "SEARCH\n\n").replace("=======\n", "=======\n\n"),
         f"<think>model.py\n```\nx = 1\n```\n</think>model.py\n{SWAP}",
         f"A sketch:\n```python\nx = 2\n```\nand so\n\nmodel.py\n{SWAP}",

@@ -13,7 +13,7 @@ _MAX_IDEA = 1500
 _MAX_REPLY = 8000
 _MAX_LISTED = 20
 _MAX_OTHERS = 5
-_PRIORITY = {"code": 90, "log": 80, "tried": 40, "fixed": 10}
+_PRIORITY = {"code": 90, "log": 80, "guidance": 60, "tried": 40, "fixed": 10}
 
 _MOVES = {
     "draft": "Make a first version of the idea, as simple as it can be, in the code above.",
@@ -33,6 +33,7 @@ def edit_parts(
     parent: Trial | None,
     trials: Sequence[Trial],
     others: Sequence[Trial],
+    nth: tuple[int, int] = (1, 1),
     log: str = "",
 ) -> list[Part]:
     """Give the prompt for an edit.
@@ -47,6 +48,7 @@ def edit_parts(
         parent: the trial whose code it is; ``None``: the template's.
         trials: of the idea so far.
         others: of other ideas.
+        nth: which of how many edits it is that are asked for at once by the same move from the same code.
         log: the end of what the parent's run printed, to debug.
 
     """
@@ -54,6 +56,7 @@ def edit_parts(
     parts = [
         Part("system", _SYSTEM, role="system", required=True),
         Part("task", _task(template), required=True),
+        Part("guidance", template.guidance, _PRIORITY["guidance"], "head_and_tail"),
         Part("idea", _idea(idea), required=True),
         Part(
             "fixed",
@@ -76,7 +79,8 @@ def edit_parts(
                 "head_and_tail",
             )
         )
-    parts.append(Part("move", f"{_MOVES[move]}\n\n{_form(sorted(code))}", required=True))
+    wanted = _MOVES[move] if nth[1] == 1 else f"{_MOVES[move]} {_OTHERWISE.format(*nth)}"
+    parts.append(Part("move", f"{wanted}\n\n{_form(sorted(code))}", required=True))
     return parts
 
 
@@ -99,11 +103,18 @@ def fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text}{ending}{fence}"
 
 
+_MEASURED = "It is measured afterwards, by code that you can't change, on data that your code need not read."
+_MEASURES = (
+    "Leave how it is measured and reported exactly as it is: a change of that is no result."
+)
+_OTHERWISE = (
+    "This is number {} of {} edits of this code that are made at the same time, each by somebody who does not see "
+    "the others: do it in another way than the first that comes to mind."
+)
 _SYSTEM = (
     "You are a researcher. You test an idea by changing the code of an experiment, so that its metric gets better "
-    "honestly. Change what is asked and nothing else. The value is measured by code that you can't change, on data "
-    "that you do not see. A run has no network, and no other libraries than those that are imported already and "
-    "Python's own."
+    "honestly. Change what is asked and nothing else. A run has no network, and no other libraries than those that "
+    "are imported already and Python's own."
 )
 
 
@@ -112,6 +123,7 @@ def _task(template: Template) -> str:
     return (
         f"# The experiment: {template.title}\n{template.description}\n\n"
         f"Metric: {metric.name}, {metric.better} is better. {metric.description}\n"
+        f"{_MEASURED if template.evaluate else _MEASURES}\n"
         f"One run may take {template.time_limit_s:g} s and {template.memory_bytes // 2**20} MiB of memory; "
         "one that takes more counts as failed."
     )

@@ -20,6 +20,8 @@ MAX_REPLY_CHARS = 2**20
 MAX_EDITS = 100
 _MAX_NAME_LINE = 300
 _MAX_SHOWN_LINES = 12
+_LEAST_PART = 8
+"""Characters of a part of a line that may stand for the line."""
 _MAX_PLAN_LINES = 40
 _MAX_PLAN = 2000
 
@@ -369,6 +371,13 @@ def _swapped(edit: Swap, path: str, text: str, number: int) -> str:
         moved = _shifted(lines, search, replacement)
         if moved is not None:
             return _put(lines, moved[0], len(search), moved[1])
+        part = "".join(search).strip()
+        if (
+            len(search) == len(replacement) == 1
+            and len(part) >= _LEAST_PART
+            and text.count(part) == 1
+        ):
+            return text.replace(part, replacement[0].strip())
     raise Unusable(
         f"SEARCH block {number} does not match {path}: its lines have to be there exactly so. "
         f"{_nearest(lines, edit.search)}"

@@ -36,6 +36,8 @@ MAX_REPAIRS = 2
 NUM_PREDICT = 8192
 """Tokens of an edit at most, where the context is twice as long."""
 MAX_LOG_CHARS = 3000
+MAX_REFUSED = 500
+"""Characters of a refusal that are kept; the model was told all of it."""
 _MENDABLE = frozenset(
     {"", "empty", "echo", "refusal", "cut_short", "bad_reply", "too_long", "endless_line"}
     | {"repetition"}
@@ -213,9 +215,10 @@ class _Search:
         with ExitStack() as opened, ThreadPoolExecutor(len(steps), "edit") as pool:
             futures = [
                 pool.submit(
-                    self._propose, *self._question(f"trial-{first + index:03d}", step, trials)
+                    self._propose,
+                    *self._question(f"trial-{first + index:03d}", steps, index, trials),
                 )
-                for index, step in enumerate(steps)
+                for index in range(len(steps))
             ]
             started = [self._start(future.result(), opened, watch) for future in futures]
             for each in started:
@@ -234,8 +237,9 @@ class _Search:
         return watch_for(metric, max(good, key=lambda run: sign * (run.value or 0.0)))
 
     def _question(
-        self, name: str, step: Step, trials: Sequence[Trial]
+        self, name: str, steps: Sequence[Step], index: int, trials: Sequence[Trial]
     ) -> tuple[_Proposal, list[Part]]:
+        step = steps[index]
         parent = next((trial for trial in trials if trial.name == step.parent), None)
         code = self._shop.worktree.files(step.parent)
         parts = edit_parts(
@@ -248,6 +252,7 @@ class _Search:
             parent=parent,
             trials=trials,
             others=self._earlier,
+            nth=(1 + steps[:index].count(step), steps.count(step)),
             log=self._logs.get(step.parent or "", "") if step.move == "debug" else "",
         )
         return _Proposal(name, step, code), parts
@@ -260,6 +265,9 @@ class _Search:
             answer = self._shop.asker.ask(
                 f"trial/{asked.name}/{what}", "code", parts, num_predict=NUM_PREDICT
             )
+            if answer.code == "echo" and attempt:
+                refused += " The model then gave the same reply again."
+                break
             try:
                 files = self._edited(f"{asked.name}-{attempt}", asked.base, answer)
             except Unusable as error:
@@ -270,7 +278,7 @@ class _Search:
                 break
             parts = repair_parts(first, answer.text, refused)
         plan, model = ("", "") if answer is None else (plan_of(answer.text), answer.model)
-        return replace(asked, plan=plan, model=model, refused=refused)
+        return replace(asked, plan=plan, model=model, refused=printable(refused, MAX_REFUSED))
 
     def _edited(self, name: str, base: Mapping[str, str], answer: Answer) -> dict[str, str]:
         if answer.problem:
