@@ -126,14 +126,15 @@ def test_curves_are_read_from_what_the_run_appended(tmp_path: Path) -> None:
     experiment = """
         import json
         with open("/work/curves.jsonl", "w") as file:
-            for step, loss in enumerate([3.0, 2.0, float("nan"), 1.0]):
-                file.write(json.dumps({"step": step, "loss": loss, "../x": 1}) + "\\n")
+            for step, loss in enumerate([3.0, 2.0, 1.0]):
+                bad = float("nan") if step else 1
+                file.write(json.dumps({"step": step, "loss": loss, "bad": bad, "../x": 1}) + "\\n")
             file.write('{"step": 4, "lo')
         json.dump({"metrics": {"score": 1.0}}, open("/work/metrics.json", "w"))
     """
     directory = make_template(tmp_path / "templates", experiment=experiment, curves=True)
     found = run(load_template("tiny", roots=[directory.parent]), tmp_path)
-    assert (found.value, found.curves) == (1.0, {"loss": [3.0, 2.0]})
+    assert (found.value, found.curves) == (1.0, {"loss": [3.0, 2.0, 1.0]})
 
 
 def test_nobody_may_change_what_evaluates(tmp_path: Path) -> None:
