@@ -122,6 +122,34 @@ def test_what_leaves_nothing_to_measure_has_no_value(
 
 
 @pytest.mark.sandbox
+def test_a_private_file_is_there_for_the_evaluation_only(tmp_path: Path) -> None:
+    experiment = """
+        from pathlib import Path
+        seen = {path.name: path.read_text() for path in Path("/inputs/template").glob("*.txt")}
+        Path("/work/seen.txt").write_text(repr(seen))
+        print(seen)
+    """
+    evaluate = """
+        import json
+        print(open("/inputs/template/answers.txt").read(), open("/inputs/run/seen.txt").read())
+        json.dump({"metrics": {"score": 1.0}}, open("/work/metrics.json", "w"))
+    """
+    command = ["python", "/inputs/template/evaluate.py", "{run_dir}", "{split}", "{out_dir}"]
+    directory = make_template(
+        tmp_path / "templates", experiment=experiment, evaluate=command, private=["answers.txt"]
+    )
+    (directory / "evaluate.py").write_text(textwrap.dedent(evaluate))
+    (directory / "answers.txt").write_text("the answers")
+    template = load_template("tiny", roots=[directory.parent])
+    for over in ({}, {"code": directory}):
+        found = run(template, tmp_path, **over)
+        kept = tmp_path / found.directory
+        assert (found.value, (kept / "log.txt").read_text()) == (1.0, "{'answers.txt': ''}\n")
+        assert "the answers {'answers.txt': ''}" in (kept / "evaluation.txt").read_text()
+        assert not (kept / "empty").exists()
+
+
+@pytest.mark.sandbox
 def test_curves_are_read_from_what_the_run_appended(tmp_path: Path) -> None:
     experiment = """
         import json

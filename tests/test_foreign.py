@@ -106,6 +106,14 @@ def test_the_baseline_is_run_0_two_levels_below_its_data_and_the_rest_run_1_thre
     assert run(template, tmp_path, name="again", code=template.directory).value == first.value
 
 
+def test_only_the_template_as_it_is_runs_as_the_baseline(roots: list[Path]) -> None:
+    template = ready(roots, "modular")
+    baseline, trial = (ai_scientist.stage(template, edited=edited) for edited in (False, True))
+    assert (baseline.directory, baseline.out_dir) == ("lab/templates/modular", "run_0")
+    assert (trial.directory.count("/"), trial.out_dir) == (3, "run_1")
+    assert dict(trial.links) == {"lab/data": "data"}
+
+
 @pytest.mark.sandbox
 def test_the_baseline_draws_its_own_plots_which_are_kept(
     roots: list[Path], tmp_path: Path
@@ -174,7 +182,9 @@ def test_autoresearch_finds_its_cache_and_its_last_line_counts(
     better = run(template, tmp_path, name="trial-000", code=code)
     assert better.value is not None
     assert better.value < found.value
-    # The file that may not be changed is the template's own, wherever the code lies.
+    # The file that may not be changed is the template's own, whatever lies beside the code.
+    (code / "prepare.py").write_text("print('val_bpb: 0')\nraise SystemExit(0)\n")
+    assert run(template, tmp_path, name="trial-002", code=code).value == better.value
     without = run(replace(template, mounts={}), tmp_path, name="trial-001")
     assert (without.status, without.value) == (TrialStatus.CRASHED, None)
 
