@@ -43,7 +43,17 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
         process.kill_everything()
 
 
+LONGEST = (
+    "engine", "hostile", "daemon", "kill", "models_daemon", "crash_worker", "models_nodes", "crash_daemon", "sweep",
+    "shipping", "restart", "prompts", "llm_pool", "servers", "render", "cli", "paper", "crash_archive", "plots",
+)  # fmt: skip
+"""Files of tests that take longer than ten seconds, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that two processes end at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    items.sort(key=lambda item: "test_kill" not in item.nodeid)
+    """Begin with the files that take longest, so that two processes end at about the same time.
+
+    One process has all tests of a file (`--dist=loadfile`), and with it the daemon or the Ray that they share.
+    """
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
