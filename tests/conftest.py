@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 from labd.archive import Archive
 from labd.settings import Home
@@ -51,9 +54,30 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that two processes end at about the same time.
-
-    One process has all tests of a file (`--dist=loadfile`), and with it the daemon or the Ray that they share.
-    """
+    """Put what starts Ray first, and what takes long at both ends; see `FromBothEnds`."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+    def place_of(item: pytest.Item) -> int:
+        place = places.get(item.path.name, len(LONGEST))
+        return place if item.get_closest_marker("ray") else 2 * len(LONGEST) - place
+
+    items.sort(key=place_of)
+
+
+class FromBothEnds(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
+    """One process has all tests of a file, and with it what they share. Processes take files from both ends in turn.
+
+    So one has the tests that start Ray, which take all the processor that they get, while the other has those
+    that mostly wait; and they meet where files are short.
+    """
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if self.nodes.index(node) % 2:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FromBothEnds:
+    """Give the scheduler of `-n`."""
+    return FromBothEnds(config, log)
