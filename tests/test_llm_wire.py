@@ -438,7 +438,10 @@ def test_halves_of_characters_become_whole_or_are_marked() -> None:
 
 
 def test_errors_travel_to_another_process_with_their_text() -> None:
-    error = CutShort("what", where="where", fix="fix", text="half a")
+    error = CutShort(
+        "what", where="where", fix="fix", text="half a", prompt_tokens=7, output_tokens=3
+    )
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, CutShort)
     assert (str(again), again.text) == (str(error), "half a")
+    assert (again.prompt_tokens, again.output_tokens) == (7, 3)

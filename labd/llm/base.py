@@ -180,7 +180,7 @@ class BaseClient:
         self._check_context(counts, options, size_bytes)
         if counts.done_reason == "length":
             full = 0 < counts.output_tokens < options.num_predict
-            draft.check_whole(counts.output_tokens, context_full=full)
+            draft.check_whole(counts.prompt_tokens, counts.output_tokens, context_full=full)
         self.rate(options.model).learn(size_bytes, counts.prompt_tokens)
         return Reply(
             text=draft.text,

@@ -97,8 +97,8 @@ class Draft:
         """What the model thought before it replied."""
         return whole_text(self._thoughts)
 
-    def check_whole(self, tokens: int, *, context_full: bool) -> None:
-        """Judge a reply that ended because a limit was reached.
+    def check_whole(self, prompt_tokens: int, tokens: int, *, context_full: bool) -> None:
+        """Judge a reply of so many tokens that ended because a limit was reached.
 
         Raises:
             CutShort: it is not to be taken so, or there is none after the thinking.
@@ -116,7 +116,14 @@ class Draft:
         else:
             what = f"the reply was cut after {used} (num_predict: {self._options.num_predict})"
             fix = "Raise num_predict"
-        raise CutShort(what, where=self._wire.faults.where, fix=fix, text=self.text)
+        raise CutShort(
+            what,
+            where=self._wire.faults.where,
+            fix=fix,
+            text=self.text,
+            prompt_tokens=prompt_tokens,
+            output_tokens=tokens,
+        )
 
 
 class Warmth:

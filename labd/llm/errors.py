@@ -79,18 +79,40 @@ class ContextOverflow(ModelError):
 
 
 class _OfText(ModelError):
-    """Carries the text that there was, also through pickle."""
+    """Carries the text that there was, and the tokens that all of it took, also through pickle.
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "", text: str = "") -> None:
+    Attributes:
+        text: what there was; of several replies the last.
+        prompt_tokens, output_tokens: as the server counted them, of all replies together.
+
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        fix: str = "",
+        text: str = "",
+        prompt_tokens: int = 0,
+        output_tokens: int = 0,
+    ) -> None:
         super().__init__(what, where=where, fix=fix)
         self.text = text
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.what, self.where, self.fix, self.text))
+        texts = (self.what, self.where, self.fix, self.text)
+        return (_rebuild, (type(self), texts, self.prompt_tokens, self.output_tokens))
 
 
-def _rebuild(cls: type[_OfText], what: str, where: str, fix: str, text: str) -> _OfText:
-    return cls(what, where=where, fix=fix, text=text)
+def _rebuild(
+    cls: type[_OfText], texts: tuple[str, str, str, str], prompt_tokens: int, output_tokens: int
+) -> _OfText:
+    what, where, fix, text = texts
+    counts = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens}
+    return cls(what, where=where, fix=fix, text=text, **counts)
 
 
 class CutShort(_OfText):

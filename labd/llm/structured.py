@@ -18,7 +18,7 @@ import pydantic
 from referencing import Registry
 
 from labd.errors import ConfigError
-from labd.llm.errors import BadReply, ContextOverflow, RequestRefused
+from labd.llm.errors import BadReply, ContextOverflow, CutShort, RequestRefused
 from labd.llm.model import Cancel, Message, Options, Reply
 from labd.text import head_and_tail, printable
 
@@ -30,6 +30,8 @@ _MAX_STARTS = 50
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 _ABOUT_THE_SCHEMA = re.compile(r"schema|grammar|response_format|\bformat\b", re.IGNORECASE)
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_ADDED_UP = ("prompt_tokens", "output_tokens", "load_s", "prompt_s", "output_s", "wall_s")
+_NOTHING = Reply("", "", "", "")
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -127,7 +129,8 @@ def chat_structured(
 ) -> Reply:
     """Give a reply whose `value` fits `schema`; a model whose reply does not is shown its error and asked again.
 
-    A reply that `num_predict` cut is not asked for again: the same budget would cut it again.
+    A reply that `num_predict` cut is not asked for again: the same budget would cut it again. Tokens and seconds, of
+    the reply as of the error, are those of all rounds.
 
     Raises:
         BadReply: after `max_repairs` further rounds it still does not fit. `text` is the last one.
@@ -142,9 +145,14 @@ def chat_structured(
     sent: Mapping[str, Any] | None = shape.json_schema
     turn, repairs = asked, 0
     failed: BadReply | None = None
+    spent = _NOTHING
     while True:
         try:
-            reply = chat(turn, options, schema=sent, cancel=cancel)
+            reply = _summed(chat(turn, options, schema=sent, cancel=cancel), spent)
+        except CutShort as error:
+            error.prompt_tokens += spent.prompt_tokens
+            error.output_tokens += spent.output_tokens
+            raise
         except RequestRefused as error:
             # A server that can't make rules of this schema leaves it to the prompt and to the check here.
             if sent is None or not _ABOUT_THE_SCHEMA.search(error.what):
@@ -158,7 +166,7 @@ def chat_structured(
             # Source: LM Studio's bug tracker: the object may come as the thinking, with no text after it.
             value = shape.read(reply.text if reply.text.strip() else reply.thinking)
         except Unfit as error:
-            failed = _bad(reply, error, repairs)
+            failed, spent = _bad(reply, error, repairs), reply
             if repairs == max_repairs:
                 raise failed from error
             repairs += 1
@@ -174,6 +182,15 @@ def _bad(reply: Reply, error: Unfit, repairs: int) -> BadReply:
         where=reply.endpoint,
         fix="Use a model that is better at JSON, or a simpler schema",
         text=reply.text,
+        prompt_tokens=reply.prompt_tokens,
+        output_tokens=reply.output_tokens,
+    )
+
+
+def _summed(reply: Reply, before: Reply) -> Reply:
+    """Give a reply with what the rounds before it took."""
+    return replace(
+        reply, **{name: getattr(reply, name) + getattr(before, name) for name in _ADDED_UP}
     )
 
 
