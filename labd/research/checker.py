@@ -164,7 +164,7 @@ def _told_number(text: str) -> Iterator[tuple[Kind, str]]:
 def _number_spans(plain: str, names: frozenset[str]) -> list[tuple[int, int]]:
     """Give where numbers stand, in digits or words, but for those that are part of a known name."""
     spans = [
-        match.span()
+        (match.start(), match.start() + len(match.group().rstrip(".:'")))
         for match in _WORD_WITH_DIGIT.finditer(plain)
         if not _is_name(match.group(), names)
     ]
