@@ -96,4 +96,4 @@ class Spoken:
 
 def tokens(text: str) -> int:
     """Count tokens as `Spoken` does."""
-    return -(-len(text.encode()) // 4)
+    return -(-len(text.encode(errors="replace")) // 4)

@@ -37,8 +37,6 @@ ALLOWANCE = "allowance"
 """The code of a call that was not made, or ended, because the task has used up what it has."""
 _POLL_S = 0.1
 _MAX_REFITS = 6
-_PROBE_S = 30.0
-"""For a server to take a request, where none has answered for as long as one is waited for."""
 _TOKENS_OF_A_MESSAGE = 16
 
 
@@ -50,12 +48,14 @@ class Patience:
         delays_s: the pauses between the tries of one call, of which there is one more.
         total_s: after so long no further try of a call is begun.
         first_s: the same as long as the model has not answered anything, when the task may as well come back later.
+        probe_s: how long a server has to take a request, after nobody was there for the last one.
 
     """
 
     delays_s: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 60.0)
     total_s: float = 600.0
     first_s: float = 60.0
+    probe_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class Caller:
     def _watched(self, cancel: Cancel, begun_s: Sequence[float], *, probe: bool) -> Iterator[None]:
         """Give up on a request when the work is called off, or the time is over, or nobody takes it."""
         over = threading.Event()
-        probed_until_s = time.monotonic() + _PROBE_S
+        probed_until_s = time.monotonic() + self._patience.probe_s
 
         def unwanted() -> bool:
             untaken = probe and not begun_s and time.monotonic() > probed_until_s
