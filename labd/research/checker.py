@@ -19,6 +19,7 @@ from typing import Literal
 from labd.research import wordlists as words_of
 from labd.research.facts import Fact
 from labd.research.prose import (
+    Block,
     Cited,
     Code,
     Figure,
@@ -35,7 +36,7 @@ from labd.text import printable
 MAX_SENTENCE_CHARS = 700
 MIN_PROSE_WORDS = 4
 _MAX_WORD_CHARS = 40
-_ECHO_CHARS = 40
+_ECHO_CHARS = 12
 _LEAST_FUNCTION_WORDS = 0.12
 _LEAST_HANGUL = 0.3
 _LEAST_DIFFERENT = 0.35
@@ -83,12 +84,14 @@ def check(prose: Prose, rules: Rules) -> list[Finding]:
     """Give what is wrong with a text, in its order; empty if it may stand."""
     found: list[Finding] = []
     seen: set[str] = set()
-    for sentence in prose.sentences:
-        found += check_sentence(sentence, rules)
-        same = squeezed(sentence.source)
-        if same in seen:
-            found.append(Finding("repeated", sentence, "it was said before; leave it out"))
-        seen.add(same)
+    for block in prose.blocks:
+        found += _whole(block)
+        for sentence in block.sentences:
+            found += check_sentence(sentence, rules)
+            same = squeezed(sentence.source)
+            if same in seen:
+                found.append(Finding("repeated", sentence, "it was said before; leave it out"))
+            seen.add(same)
     return found
 
 
@@ -134,7 +137,7 @@ def plain_form(text: str) -> str:
 
 # -- numbers
 
-_WORD_WITH_DIGIT = re.compile(r"[^\s,;:!?()\[\]\"“”]*\d[^\s,;!?()\[\]\"“”]*")
+_WORD = re.compile(r"[^\s,;!?()\[\]\"\u201c\u201d]+")
 _NAME = re.compile(r"[^\W\d_][\w.+/-]*")
 
 
@@ -165,8 +168,8 @@ def _number_spans(plain: str, names: frozenset[str]) -> list[tuple[int, int]]:
     """Give where numbers stand, in digits or words, but for those that are part of a known name."""
     spans = [
         (match.start(), match.start() + len(match.group().rstrip(".:'")))
-        for match in _WORD_WITH_DIGIT.finditer(plain)
-        if not _is_name(match.group(), names)
+        for match in _WORD.finditer(plain)
+        if any(map(str.isdecimal, match.group())) and not _is_name(match.group(), names)
     ]
     spans += [
         (at, at + 1)
@@ -395,44 +398,68 @@ def _number(fact: Fact) -> float:
 # -- what is no prose
 
 
+_SIGNS = frozenset(
+    " .,;:!?'\"()/-%&+\u00a0\u2010\u2011\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00b7\u3002\u3001\uff0c"
+)
+_OPENS = re.compile(r"[\"'(\u201c\u2018]*(?:[^\W\d_]|\ufffc)")
+_ENDS = re.compile(r"[.!?:\u2026\u3002][\"')\u201d\u2019]*\Z")
+
+
 def _markup(sentence: Sentence, _rules: Rules) -> Iterator[tuple[Kind, str]]:
     for piece in sentence.pieces:
         if isinstance(piece, Foreign):
             yield "markup", f'it has {piece.what}: "{printable(piece.text, 60)}"; write plain text'
-        elif isinstance(piece, Words) and re.search(
-            r"https?:|www\.|(?<!\w)@\w|<[/!a-zA-Z]|\\[a-zA-Z]|\|", piece.text
-        ):
-            yield "markup", "it has an address, a tag or a command; write plain text"
+        elif isinstance(piece, Words):
+            odd = [char for char in piece.text if not (char.isalnum() or char in _SIGNS)]
+            odd = [char for char in odd if unicodedata.category(char) not in {"Mn", "Mc"}]
+            if odd or re.search(r"https?:|www\.|://", piece.text):
+                shown = printable("".join(dict.fromkeys(odd)), 20) or "an address"
+                yield (
+                    "markup",
+                    f'plain text has nothing like "{shown}"; names from code stand in backticks',
+                )
 
 
 def _language(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
     plain = plain_form(sentence.words)
-    letters = [char for char in plain if char.isalpha()]
-    latin = sum("LATIN" in unicodedata.name(char, "") for char in letters)
-    hangul = sum("HANGUL" in unicodedata.name(char, "") for char in letters)
     words = re.findall(r"[^\W\d_]+", plain)
-    if (
-        len(sentence.source) > MAX_SENTENCE_CHARS
-        or max(map(len, plain.split()), default=0) > _MAX_WORD_CHARS
-    ):
+    longest = max(map(len, plain.split()), default=0)
+    if len(sentence.source) > MAX_SENTENCE_CHARS or longest > _MAX_WORD_CHARS:
         yield "length", "it is too long for a sentence, or has a word too long for one"
-    if len(words) < MIN_PROSE_WORDS and not (hangul and len(words) > 1):
+    if len(words) < (MIN_PROSE_WORDS if rules.language == "en" else 2):
         yield "language", "it is no whole sentence"
     elif len(words) >= 12 and len(set(map(str.lower, words))) < _LEAST_DIFFERENT * len(words):
         yield "language", "it says the same words again and again"
-    known = latin + (hangul if rules.language == "ko" else 0)
-    wrong_script = known < 0.85 * len(letters)
-    if wrong_script or (rules.language == "ko" and hangul < _LEAST_HANGUL * len(letters)):
+    if not _in_script(plain, rules.language):
         yield "language", f"it is not in the language of the paper ({rules.language})"
     elif not _reads(plain, words, rules.language):
         yield "language", "it does not read as a sentence of that language"
 
 
+def _in_script(plain: str, language: str) -> bool:
+    """Say whether the letters are the language's; foreign ones would hide what can't be checked."""
+    scripts = Counter(unicodedata.name(char, "?").split()[0] for char in plain if char.isalpha())
+    known = {"LATIN", "GREEK"} if language == "en" else {"LATIN", "GREEK", "HANGUL", "CJK"}
+    if set(scripts) - known:
+        return False
+    return language != "ko" or scripts["HANGUL"] >= _LEAST_HANGUL * scripts.total()
+
+
 def _reads(plain: str, words: list[str], language: str) -> bool:
     if language == "ko":
         return words_of.PARTICLES.search(plain) is not None
-    counted = Counter(word.lower() in words_of.FUNCTION_WORDS for word in words)
-    return len(words) < 6 or counted[True] >= _LEAST_FUNCTION_WORDS * len(words)
+    known = sum(word.lower() in words_of.FUNCTION_WORDS for word in words)
+    return known >= max(1, _LEAST_FUNCTION_WORDS * len(words))
+
+
+def _whole(block: Block) -> Iterator[Finding]:
+    """Find what begins or ends in the middle of a sentence; items of a list may."""
+    for sentence in block.sentences if block.kind == "paragraph" else ():
+        words = sentence.words
+        first = _OPENS.match(words)
+        if not first or first[0][-1].islower() or not _ENDS.search(words):
+            told = "it begins or ends in the middle of a sentence"
+            yield Finding("language", sentence, told)
 
 
 def _chatter(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:

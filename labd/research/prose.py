@@ -223,7 +223,7 @@ _PIECE = re.compile(
 )
 _KEY = re.compile(r"[A-Za-z_]\w{0,80}", re.ASCII)
 _CITE_KEY = re.compile(r"@([\w:.+/-]{1,120})")
-_EMPHASIS = re.compile(r"(\*{1,3}|(?<!\w)_{1,3})(?=\S)(.+?)(?<=\S)\1(?!\w)")
+_EMPHASIS = re.compile(r"(\*{1,3}|(?<!\w)_{1,3})(?=\S)(.{1,200}?)(?<=\S)\1(?!\w)")
 _SAID_FIGURE = re.compile(r"(?i)\b(?:figure|fig\.)[\s\u00a0]*$")
 # A full stop ends a sentence if a blank follows and the word before is no abbreviation.
 _END = re.compile(

@@ -74,7 +74,8 @@ def _is_refusal(text: str) -> bool:
 def _is_echo(text: str, messages: Sequence[Message]) -> bool:
     """Say whether all of the reply is in the prompt, or a whole message of the prompt in the reply."""
     said = _one_line(text)
-    asked = [_one_line(message.content) for message in messages]
+    # What the model itself said before may come back mended, be it only shorter.
+    asked = [_one_line(each.content) for each in messages if each.role != "assistant"]
     if len(said) >= _ECHO_FROM and said in " ".join(asked):
         return True
     return any(len(one) >= _ECHO_FROM and one in said for one in asked)

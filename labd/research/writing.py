@@ -32,6 +32,8 @@ MAX_REPAIRS = 2
 """So often a model is shown what is wrong with a section; then sentences are struck."""
 LEAST_SENTENCES = 2
 """A section with fewer left says too little to stand."""
+LEAST_SHARE = 0.25
+"""What is left of a text of which more than the rest was struck makes no sense."""
 _MAX_TITLE_CHARS = 140
 _MAX_SHOWN_FINDINGS = 12
 _AT_ONCE = 4
@@ -284,7 +286,7 @@ def _settled(name: str, rounds: Sequence[_Round], problem: str) -> Section:
         return Section(name, problem=problem or "the model gave no text")
     best = max(reversed(rounds), key=lambda each: each.worth)
     struck = _struck(name, best.findings)
-    if best.worth < LEAST_SENTENCES:
+    if best.worth < max(LEAST_SENTENCES, LEAST_SHARE * _length(best.prose)):
         return Section(name, struck=struck, problem="too few of the model's sentences could stand")
     return Section(name, best.kept, struck)
 
