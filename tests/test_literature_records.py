@@ -423,6 +423,13 @@ def test_no_answer_is_never_novelty(found: Found) -> None:
     assert novelty.closest == ()
 
 
+def test_records_of_nobody_are_not_checked_either() -> None:
+    found = found_of(*PAPERS).model_copy(update={"answered": ()})
+    novelty = judge_novelty(*NEIGHBOURS[0], found)
+    assert novelty.status == "not_checked"
+    assert novelty.reason.startswith("Nobody was asked with success")
+
+
 @pytest.mark.parametrize("idea", [("", ""), ("the of and", "!!!")])
 def test_an_idea_without_words_is_not_checked(idea: tuple[str, str]) -> None:
     assert judge_novelty(*idea, found_of(*PAPERS)).status == "not_checked"
