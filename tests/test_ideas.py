@@ -410,7 +410,8 @@ def test_lower_may_be_better_and_a_claim_may_be_worse(tmp_path: Path) -> None:
     more["trials"].append({**more["trials"][1], "name": "trial-005", "run": {"value": 0.85}})
     leave(tmp_path, "u", IDEAS, more)
     _, second, *_ = past_ideas(tmp_path, "digits")
-    assert (second.outcome, second.effect) == ("inconclusive", pytest.approx(-0.05))
+    assert second.outcome == "inconclusive"
+    assert second.effect == pytest.approx(-0.05)
 
 
 GARBAGE: list[Any] = [
