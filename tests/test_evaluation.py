@@ -122,18 +122,47 @@ def test_what_leaves_nothing_to_measure_has_no_value(
 
 
 @pytest.mark.sandbox
+def test_a_private_file_is_there_for_the_evaluation_only(tmp_path: Path) -> None:
+    experiment = """
+        from pathlib import Path
+        seen = {path.name: path.read_text() for path in Path("/inputs/template").glob("*.txt")}
+        Path("/work/seen.txt").write_text(repr(seen))
+        print(seen)
+    """
+    evaluate = """
+        import json
+        print(open("/inputs/template/answers.txt").read(), open("/inputs/run/seen.txt").read())
+        json.dump({"metrics": {"score": 1.0}}, open("/work/metrics.json", "w"))
+    """
+    command = ["python", "/inputs/template/evaluate.py", "{run_dir}", "{split}", "{out_dir}"]
+    directory = make_template(
+        tmp_path / "templates", experiment=experiment, evaluate=command, private=["answers.txt"]
+    )
+    (directory / "evaluate.py").write_text(textwrap.dedent(evaluate))
+    (directory / "answers.txt").write_text("the answers")
+    template = load_template("tiny", roots=[directory.parent])
+    for over in ({}, {"code": directory}):
+        found = run(template, tmp_path, **over)
+        kept = tmp_path / found.directory
+        assert (found.value, (kept / "log.txt").read_text()) == (1.0, "{'answers.txt': ''}\n")
+        assert "the answers {'answers.txt': ''}" in (kept / "evaluation.txt").read_text()
+        assert not (kept / "empty").exists()
+
+
+@pytest.mark.sandbox
 def test_curves_are_read_from_what_the_run_appended(tmp_path: Path) -> None:
     experiment = """
         import json
         with open("/work/curves.jsonl", "w") as file:
-            for step, loss in enumerate([3.0, 2.0, float("nan"), 1.0]):
-                file.write(json.dumps({"step": step, "loss": loss, "../x": 1}) + "\\n")
+            for step, loss in enumerate([3.0, 2.0, 1.0]):
+                bad = float("nan") if step else 1
+                file.write(json.dumps({"step": step, "loss": loss, "bad": bad, "../x": 1}) + "\\n")
             file.write('{"step": 4, "lo')
         json.dump({"metrics": {"score": 1.0}}, open("/work/metrics.json", "w"))
     """
     directory = make_template(tmp_path / "templates", experiment=experiment, curves=True)
     found = run(load_template("tiny", roots=[directory.parent]), tmp_path)
-    assert (found.value, found.curves) == (1.0, {"loss": [3.0, 2.0]})
+    assert (found.value, found.curves) == (1.0, {"loss": [3.0, 2.0, 1.0]})
 
 
 def test_nobody_may_change_what_evaluates(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import pytest
 import trustme
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labd.literature.fetch import retry_after_s
 from labd.literature.indexes import read_arxiv, read_openalex, read_semantic_scholar
 from labd.literature.model import Found, Options, SourceFailed
 from labd.literature.novelty import judge_novelty
+from labd.literature.pace import Pace
 from labd.literature.paper import MAX_TITLE_CHARS, SOURCE_NAMES, SourceName
 from labd.literature.search import MAX_TRIES, Literature
 from tests.servers.literature import CORPUS, QUICK, LiteratureServer
@@ -114,7 +116,7 @@ REFUSED = [
     *("400", "401", "403", "404", "html", "binary", "nothing", "deep", "no-list", "wrong-items"),
     *("redirect", "brotli", "badly-packed", "bomb", "endless", "huge-title:10"),
 ]
-TRIED_AGAIN = ["429", "500", "503", "cut", "slam", "no-http"]
+TRIED_AGAIN = ["429", "500", "503", "cut", "half-packed", "slam", "no-http"]
 STUCK = ["hang", "drip-head", "drip-body"]
 
 
@@ -129,7 +131,7 @@ def test_a_bad_answer_is_a_reason_and_never_an_answer(behaviour: str, tmp_path: 
     assert judge_novelty("Any idea", "at all", found).status == "not_checked"
 
 
-@pytest.mark.parametrize("behaviour", ["dtd", "outside-entity"])
+@pytest.mark.parametrize("behaviour", ["dtd", "outside-entity", "bare-dtd"])
 def test_xml_with_a_document_type_is_refused(behaviour: str, tmp_path: Path) -> None:
     with LiteratureServer() as server:
         server.behave("arxiv", behaviour)
@@ -174,12 +176,12 @@ def test_a_server_that_never_finishes_costs_no_more_than_the_time_given(
 def test_one_index_that_works_is_enough(tmp_path: Path) -> None:
     with LiteratureServer() as server:
         server.behave("openalex", "500")
-        server.behave("semantic_scholar", "hang")
-        found = ask(server, tmp_path, timeout_s=0.7)
+        server.behave("semantic_scholar", "slam")
+        found = ask(server, tmp_path)
     assert found.answered == ("arxiv",)
     assert set(found.failed) == {"openalex", "semantic_scholar"}
     assert "HTTP 500" in found.failed["openalex"]
-    assert "in time" in found.failed["semantic_scholar"]
+    assert "broke off" in found.failed["semantic_scholar"]
     assert len(found.papers) == 2
 
 
@@ -307,30 +309,21 @@ def test_a_server_has_to_prove_its_name(
 # -- turns, and sources that are down
 
 
-def test_requests_to_one_source_keep_their_distance_also_between_two_of_us(tmp_path: Path) -> None:
-    spacing = {**QUICK, "arxiv": 0.2}
-    with LiteratureServer() as server:
-        options = server.options(sources=("arxiv",))
-        ours = [asking(options, tmp_path, spacing_s=spacing) for _ in range(2)]
-        threads = [
-            threading.Thread(target=one.search, args=([f"attention {n}", f"sparse {n}"],))
-            for n, one in enumerate(ours)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(ENOUGH_S)
-        times = sorted(moment for *_, moment in server.requests)
-    assert len(times) == 4
-    # Turns are taken 0.2 s apart; a request may start a little late in its turn, the next one in time.
-    assert times[-1] - times[0] > 0.5
+def test_turns_at_one_source_are_apart_also_between_many_of_us(tmp_path: Path) -> None:
+    far_s = time.monotonic() + 10**6
+    with ThreadPoolExecutor(4) as threads:
+        taken = [threads.submit(Pace(tmp_path, "arxiv", 1000.0)._take, far_s) for _ in range(6)]
+    pauses_s = sorted(one.result() for one in taken)
+    assert pauses_s[0] == 0.0
+    # All were taken within a moment, so each is a whole number of turns away, less that moment.
+    assert [round(pause_s / 1000) for pause_s in pauses_s] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_turn_that_comes_too_late_is_not_waited_for(tmp_path: Path) -> None:
     with LiteratureServer() as server:
         options = server.options(sources=("arxiv",))
         literature = asking(options, tmp_path, spacing_s={**QUICK, "arxiv": 60.0})
-        found = literature.search([QUERY, "images"], timeout_s=5.0)
+        found = literature.search([QUERY, "images"], timeout_s=ENOUGH_S)
         assert server.count() == 1
     assert found.answered == ("arxiv",)
     assert found.failed["arxiv"].startswith("1 of 2 queries: its turn would come after")
@@ -349,7 +342,7 @@ def test_a_source_that_says_when_is_asked_then(tmp_path: Path) -> None:
 def test_a_source_that_wants_hours_is_not_waited_for(seconds: int, tmp_path: Path) -> None:
     with LiteratureServer() as server:
         server.behave("openalex", f"retry-after:{seconds}", "fine")
-        found = ask(server, tmp_path, sources=("openalex",))
+        found = ask(server, tmp_path, sources=("openalex",), timeout_s=10.0**6)
         assert server.count() == 1
         again = ask(server, tmp_path, "another query", sources=("openalex",))
         assert server.count() == 1, "another of us, on the same machine, asks it no sooner"
@@ -516,7 +509,7 @@ _ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(_NAMES, _ANYTHING), st.lists(_ANYTHING))
 def test_replies_of_any_shape_give_records_or_fail_as_a_source(reply: Any, items: Any) -> None:
     for name, read in (("results", read_openalex), ("data", read_semantic_scholar)):

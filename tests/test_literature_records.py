@@ -101,7 +101,7 @@ def test_a_third_record_may_join_two() -> None:
     assert len(unite((), papers)) == 2
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=300), st.integers(1, 50))
 def test_clean_text_is_short_and_on_one_line(text: str, limit: int) -> None:
     shown = clean(text, limit)
@@ -110,7 +110,7 @@ def test_clean_text_is_short_and_on_one_line(text: str, limit: int) -> None:
     assert not any(ord(char) < 32 or char in "\u202e\u2028\x7f" for char in shown)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.integers(), st.lists))
 def test_a_record_is_made_of_anything_or_not_at_all(value: Any) -> None:
     names = ("year", "venue", "doi", "arxiv_id", "url", "abstract", "citations")
@@ -423,6 +423,13 @@ def test_no_answer_is_never_novelty(found: Found) -> None:
     assert novelty.closest == ()
 
 
+def test_records_of_nobody_are_not_checked_either() -> None:
+    found = found_of(*PAPERS).model_copy(update={"answered": ()})
+    novelty = judge_novelty(*NEIGHBOURS[0], found)
+    assert novelty.status == "not_checked"
+    assert novelty.reason.startswith("Nobody was asked with success")
+
+
 @pytest.mark.parametrize("idea", [("", ""), ("the of and", "!!!")])
 def test_an_idea_without_words_is_not_checked(idea: tuple[str, str]) -> None:
     assert judge_novelty(*idea, found_of(*PAPERS)).status == "not_checked"
@@ -433,6 +440,7 @@ def test_who_did_not_answer_is_told_beside_what_was_found() -> None:
     assert "arxiv: HTTP 500" in judge_novelty(*NEIGHBOURS[0], found).reason
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=6))
 def test_similarity_is_a_share_and_whole_for_a_text_itself(texts: list[str]) -> None:
     values = similarities(texts[0], texts)

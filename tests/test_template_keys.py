@@ -47,6 +47,15 @@ def refusal(root: Path, **over: Any) -> str:
         ({"editable": ["nothing.py"]}, "nothing.py is no file of the experiment"),
         ({"editable": ["template.yaml"]}, "template.yaml is no file of the experiment"),
         ({"editable": ["../experiment.py"]}, "is no file of the experiment"),
+        ({"private": ["experiment.py"]}, "an evaluation, which alone sees private files"),
+        (
+            {"private": ["x"], "evaluate": ["x", "{run_dir}", "{split}", "{out_dir}"]},
+            "private: x is no file",
+        ),
+        (
+            {"private": ["x"], "editable": ["x"], "evaluate": ["{run_dir}{split}{out_dir}"]},
+            "and not both: x",
+        ),
         ({"data": {"template": "x"}}, "other names below data"),
         ({"data": {"../x": "x"}}, "data"),
         ({"scale": {"gpu": {"env": {"lower": "1"}}}}, "scale.gpu.env"),

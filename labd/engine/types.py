@@ -28,8 +28,6 @@ class Job:
     default_num_ctx: int = 8192
     literature: dict[str, Any] = field(default_factory=dict)
     """Where papers of other people are looked for: what `labd.literature.model.Options` has."""
-    past: list[dict[str, Any]] = field(default_factory=list)
-    """What the lab tried before on the task's template: what `labd.research.past.PastIdea` has."""
     input_roots: list[str] = field(default_factory=list)
     forbidden_roots: list[str] = field(default_factory=list)
 

@@ -134,7 +134,9 @@ def run_one(
     if tools.cancelled.is_set():
         raise Cancelled("the task was cancelled")
     place = _Place(template, results_dir / "runs" / name, code)
-    runner = _Runner(template, tools, name, tuple(gpus), read_only=_inputs(template, code))
+    runner = _Runner(
+        template, tools, name, tuple(gpus), read_only=_inputs(template, code, place.empty)
+    )
     try:
         with watching(watch, place.out_dir, tools.cancelled) as stop:
             result = runner.run(
@@ -207,6 +209,7 @@ class _Place:
         self.directory = directory
         self.work = directory / "work"
         self.evaluation = directory / "evaluation"
+        self.empty = directory / "empty"
         self._template, self._code = template, code
         self.stage = _stage(template, edited=code is not None)
         self.home = self.work / self.stage.directory
@@ -219,6 +222,8 @@ class _Place:
         remove_tree(self.directory)
         self.work.mkdir(parents=True)
         write_json(self.directory / "params.json", dict(params))
+        if self._template.private:
+            self.empty.touch(0o444)
         if self._template.style == "labd":
             write_json(self.work / "params.json", dict(params))
             return
@@ -233,6 +238,7 @@ class _Place:
         """Remove what untrusted code had in its hands."""
         remove_tree(self.evaluation)
         remove_tree(self.work)
+        self.empty.unlink(missing_ok=True)
 
 
 def _stage(template: Template, *, edited: bool) -> Stage:
@@ -244,8 +250,8 @@ def _stage(template: Template, *, edited: bool) -> Stage:
     return Stage(".", ".")
 
 
-def _inputs(template: Template, code: Path | None) -> dict[str, Path]:
-    """Give what a run sees of the host, by the place inside."""
+def _inputs(template: Template, code: Path | None, empty: Path) -> dict[str, Path]:
+    """Give what a run sees of the host, by the place inside; in place of a private file the one that is `empty`."""
     if template.mounts is None and template.data:
         raise ResearchError(
             f"nobody looked for the data of the template {template.name}",
@@ -253,7 +259,8 @@ def _inputs(template: Template, code: Path | None) -> dict[str, Path]:
             fix="Give it through labd.template.with_data first",
         )
     data = {f"{INPUTS}/{name}": path for name, path in (template.mounts or {}).items()}
-    return {TEMPLATE_DIR: code or template.directory, **data}
+    hidden = {f"{TEMPLATE_DIR}/{name}": empty for name in template.private}
+    return {TEMPLATE_DIR: code or template.directory, **hidden, **data}
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,13 +332,13 @@ def _evaluate(
         write_json(place.evaluation / "params.json", dict(params))
 
     _open(place.work)
-    own = {**runner.read_only, TEMPLATE_DIR: runner.template.directory, RUN_DIR: place.out_dir}
+    whole = _inputs(replace(runner.template, private=()), None, place.empty)
     return runner.run(
         argv,
         place.evaluation,
         log=place.directory / "evaluation.txt",
         prepare=prepare,
-        read_only=own,
+        read_only={**whole, RUN_DIR: place.out_dir},
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from labd.journal import Journal
 from labd.literature.model import Found
 from labd.literature.novelty import judge_novelty
-from labd.literature.paper import Paper
+from labd.literature.paper import Paper, group, unite
 from labd.llm.budget import Part
 from labd.research.asking import Asker
 from labd.research.study import Idea, NoveltyCheck
@@ -57,21 +57,37 @@ def look_up(
     if shelf is None:
         return LookedUp(list(ideas), [], [])
     checked: list[Idea] = []
-    papers: dict[str, Paper] = {}
+    papers: list[Paper] = []
     failed: dict[str, str] = {}
     for idea in ideas:
         found = _found(idea, _queries(idea, asker), journal, shelf)
-        papers |= {paper.key: paper for paper in found.papers}
+        papers, found = _united(papers, found)
         failed |= {str(name): why for name, why in found.failed.items()}
         checked.append(idea.model_copy(update={"novelty": _check(idea, found)}))
     checked.sort(key=lambda idea: idea.novelty.status == "close_work_found")
     ranked = [idea.novelty.closest for idea in checked]
     order = {key: place for place, key in enumerate(key for keys in ranked for key in keys)}
-    citable = sorted(papers.values(), key=lambda paper: order.get(paper.key, len(order)))
+    citable = sorted(papers, key=lambda paper: order.get(paper.key, len(order)))
     notes = [
         f"The source of literature {name} did not answer: {why}" for name, why in failed.items()
     ]
     return LookedUp(checked, citable[:MAX_CITABLE], notes)
+
+
+def _united(papers: list[Paper], found: Found) -> tuple[list[Paper], Found]:
+    """Give all papers together, and what was found with the keys that they have there.
+
+    A key names one paper in the whole task: what is known keeps its key, and what is new may get another.
+    """
+    united = unite(papers, found.papers)
+    leaders = group([*papers, *found.papers])
+    new = sorted({leader for leader in leaders if leader >= len(papers)})
+    places = {leader: len(papers) + rank for rank, leader in enumerate(new)}
+    keyed = tuple(
+        paper.model_copy(update={"key": united[places.get(leader, leader)].key})
+        for paper, leader in zip(found.papers, leaders[len(papers) :], strict=True)
+    )
+    return united, found.model_copy(update={"papers": keyed})
 
 
 def _queries(idea: Idea, asker: Asker) -> list[str]:

@@ -6,6 +6,7 @@ record gives the same paper.
 
 import re
 import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from labd.errors import ResearchError
 from labd.files import write_json
 from labd.research.numbers import Filled, Reference, fill
-from labd.research.record import ResearchRecord, Run, TrialStatus, Verdict
+from labd.research.record import Provenance, ResearchRecord, Run, TrialStatus, Verdict
 from labd.research.render import Rendered, render
 from labd.text import printable
 
@@ -94,15 +95,24 @@ def draft_paper(record: ResearchRecord, results_dir: Path) -> Draft:
     subject = printable(" ".join(record.title.split()), _MAX_TITLE_CHARS) or record.template
     return Draft(
         title=f"{subject}: {_OUTCOMES[record.claim.verdict]}",
-        abstract=_fill("paper_sweep_abstract.md.j2", context),
-        body=_fill("paper_sweep.md.j2", context),
+        abstract=fill_layout("paper_sweep_abstract.md.j2", context),
+        body=fill_layout("paper_sweep.md.j2", context),
         warnings=warnings,
     )
 
 
-def _fill(name: str, context: dict[str, Any]) -> Filled:
+def fill_layout(
+    name: str, context: Mapping[str, Any], prepare: Callable[[str], str] = lambda text: text
+) -> Filled:
+    """Fill the text of that name that labd has; `prepare` may put parts into it before.
+
+    Raises:
+        ResearchError: the record lacks what the text needs; the message lists all of it.
+
+    """
+    text = (_LAYOUT / name).read_text(encoding="utf-8")
     try:
-        return fill((_LAYOUT / name).read_text(encoding="utf-8"), context)
+        return fill(prepare(text), context)
     except ResearchError as error:
         where = f"{name}: {error.where}" if error.where else name
         raise ResearchError(error.what, where=where, fix=error.fix) from error
@@ -140,12 +150,12 @@ def _derived(record: ResearchRecord, figures: dict[str, Any]) -> dict[str, Any]:
         "failed_trials": failed,
         "failed_confirmations": sum(map(_failed, confirmations)),
         "wide_trials": len(record.space) <= _MAX_WIDE_PARAMETERS,
-        "run_command": _PLACEHOLDER.sub(r"\1", shlex.join(record.provenance.command)),
+        "run_command": run_command(record.provenance),
         "fresh_seeds": record.provenance.trial_seed not in record.provenance.confirm_seeds,
         "numbers_file": NUMBERS_FILE,
         "command": f"labd run {TASK_FILE_NAME}",
         "task_file_name": TASK_FILE_NAME,
-        "hashes": _hashes(record),
+        "hashes": hash_list(record.provenance),
         "runs_directory": "runs/",
         "result_file": "result.json",
     }
@@ -171,9 +181,13 @@ def _tables(record: ResearchRecord) -> dict[str, int | None]:
     return {name: next(numbers) if present else None for name, present in there.items()}
 
 
-def _hashes(record: ResearchRecord) -> str:
+def run_command(provenance: Provenance) -> str:
+    """Give the command of a run as one would type it, its placeholders as they are."""
+    return _PLACEHOLDER.sub(r"\1", shlex.join(provenance.command))
+
+
+def hash_list(provenance: Provenance) -> str:
     """List hashes as ``sha256sum`` does, the template's as a whole first."""
-    provenance = record.provenance
     rows = [
         (provenance.template_sha256, "(whole template)"),
         (provenance.task_sha256, TASK_FILE_NAME),

@@ -375,7 +375,8 @@ def _fixed_files(worktree: Worktree) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(worktree.template.files_sha256):
         source = worktree.template.directory / path
-        if path in worktree.original or not re.search(r"\.(py|md|sh)$", path):
+        hidden = path in worktree.original or path in worktree.template.private
+        if hidden or not re.search(r"\.(py|md|sh)$", path):
             continue
         raw = source.read_bytes()
         if len(raw) <= _MAX_FIXED_BYTES:

@@ -82,7 +82,7 @@ def time_budget_s(prepare: str) -> float:
             case ast.Assign(
                 targets=[ast.Name(id="TIME_BUDGET")],
                 value=ast.Constant(value=int() | float() as budget_s),
-            ) if 0 < budget_s < 10**7:
+            ) if budget_s is not True and 0 < budget_s < 10**7:
                 return float(budget_s)
     return _BUDGET_S
 

@@ -122,6 +122,8 @@ def _running(template: Template) -> Iterator[Requirement]:
     yield Requirement("command", State.OK, f"{_words(template.command)} ({limits})")
     if template.evaluate:
         yield Requirement("evaluation", State.OK, _words(template.evaluate))
+    if template.private:
+        yield Requirement("seen by the evaluation only", State.OK, ", ".join(template.private))
     if template.scales:
         yield Requirement("scale", State.OK, f"{', '.join(template.scales)}; {template.scale} now")
     missing = missing_requirements(template)

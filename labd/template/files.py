@@ -108,9 +108,10 @@ def snapshot(template: Template, target: Path) -> Template:
 
 
 def copy_files(template: Template, target: Path, source: Path | None = None) -> None:
-    """Copy the template's files into a directory, which is made; `source`: another one that holds them."""
+    """Copy the template's files into a directory, which is made; the editable ones from `source`, if it is given."""
     for name in template.files_sha256:
-        original = (source or template.directory) / name
+        edited = source is not None and name in template.editable
+        original = (source if source is not None and edited else template.directory) / name
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(read_regular(original, MAX_TEMPLATE_BYTES))
@@ -124,7 +125,7 @@ def _kept(style: Style) -> Callable[[PurePosixPath], bool]:
 
     def kept(path: PurePosixPath) -> bool:
         if path.parts[0].startswith("run_") and "." not in path.parts[0]:
-            return style == "ai_scientist" and path in (BASELINE_INFO, BASELINE_INFO.parent)
+            return path in (BASELINE_INFO, BASELINE_INFO.parent)
         return path.name not in _IGNORED_ELSEWHERE
 
     return kept

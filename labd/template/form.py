@@ -47,6 +47,7 @@ _Memory = Annotated[ByteSize, Field(ge=2**20)]
 _Trials = Annotated[int, Field(ge=1, le=10_000)]
 _Confirm = Annotated[int, Field(ge=MIN_CONFIRM_SEEDS, le=1000)]
 _HostPath = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$")]
+_Paths = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=50)]
 _Data = Annotated[dict[_Name, _HostPath], Field(max_length=20)]
 
 
@@ -178,7 +179,8 @@ class TemplateFile(_WithData):
     num_trials: _Trials
     num_confirm_seeds: _Confirm = MIN_CONFIRM_SEEDS
     requirements: list[_Word] = []
-    editable: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=50)] = []
+    editable: _Paths = []
+    private: _Paths = []
 
     @model_validator(mode="after")
     def _something_can_change(self) -> Self:
@@ -196,6 +198,12 @@ class TemplateFile(_WithData):
             split = ["{split}"] if self.splits else []
             _refuse_missing("an evaluation", self.evaluate, ["{run_dir}", "{out_dir}", *split])
             _refuse_edited(self.evaluate, self.editable)
+        elif self.private:
+            raise ValueError("an evaluation, which alone sees private files")
+        both = sorted(set(self.private) & set(self.editable))
+        if both:
+            msg = f"a file that is private or editable, and not both: {both[0]}"
+            raise ValueError(msg)
         return self
 
     def template(self, directory: Path, files: Mapping[str, str]) -> Template:
@@ -222,6 +230,7 @@ class TemplateFile(_WithData):
             num_confirm_seeds=self.num_confirm_seeds,
             requirements=tuple(self.requirements),
             editable=tuple(self.editable),
+            private=tuple(self.private),
             directory=directory,
             sha256=digest(files),
             files_sha256=files,

@@ -98,13 +98,15 @@ def _own(directory: Path, document: Document) -> Template:
             where=where,
             fix="Give both the same name",
         )
-    strange = [name for name in parsed.editable if name not in files or name == FILE_NAME]
-    if strange:
-        raise ConfigError(
-            f"editable: {printable(strange[0])} is no file of the experiment",
-            where=where,
-            fix=f"Name files below the directory: {', '.join(sorted(set(files) - {FILE_NAME})[:20])}",
-        )
+    own = sorted(set(files) - {FILE_NAME})
+    for key in ("editable", "private"):
+        strange = [name for name in getattr(parsed, key) if name not in own]
+        if strange:
+            raise ConfigError(
+                f"{key}: {printable(strange[0])} is no file of the experiment",
+                where=where,
+                fix=f"Name files below the directory: {', '.join(own[:20])}",
+            )
     template = parsed.template(directory, files)
     return scaled(template, next(iter(template.scales))) if template.scales else template
 
@@ -135,6 +137,9 @@ def check_template(
         refuse_places(template, roots=inputs, forbidden=forbidden)
         key = "researcher"
         refuse_researcher(template, "llm" if task.spec.by_llm else "sweep")
+        key = "scale"
+        if task.spec.scale is not None:
+            scaled(template, task.spec.scale)
     except ConfigError as error:
         place = load_yaml(task.text.encode()).place((key,))
         where = f"{printable(name)}:{place.line}:{place.column}" if place else printable(name)

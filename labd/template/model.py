@@ -130,6 +130,8 @@ class Template:
     """For whoever changes the experiment, beyond the description; up to `MAX_GUIDANCE_CHARS`."""
     evaluate: tuple[str, ...] = ()
     """A command that measures what `command` left, where no changed file is; empty: `command` measures itself."""
+    private: tuple[str, ...] = ()
+    """Files that only the evaluation sees, such as the answers of the test split."""
     curves: bool = False
     """Whether the command appends to ``{out_dir}/curves.jsonl`` while it runs, an object with a ``step`` a line."""
     has_splits: bool = True

@@ -16,7 +16,7 @@ from labd.log import Logger
 from labd.research.experiment import Tools
 from labd.research.groundwork import Brief
 from labd.research.paper import write_paper
-from labd.research.past import PastIdea
+from labd.research.past import past_ideas
 from labd.research.record import outcome_lines
 from labd.research.researcher import Given, Plan, run_study
 from labd.research.study import Role, study_lines
@@ -100,8 +100,9 @@ def _study(
         improve=bool(spec.improve),
         language=spec.language or "en",
     )
-    given = Given(pool, [PastIdea.model_validate(one) for one in job["past"]], _shelf(job))
-    published = run_study(plan, tools, journal, Path(job["results_dir"]), given)
+    results = Path(job["results_dir"])
+    past = past_ideas(results.parent, brief.template.name, without=job["task_id"])
+    published = run_study(plan, tools, journal, results, Given(pool, past, _shelf(job)))
     for warning in published.warnings:
         log.warning("paper.warning", detail=warning)
     study, reviews = published.study, published.reviews

@@ -187,6 +187,19 @@ def _packed(handler: _Handler, name: SourceName, query: dict[str, str], _: int) 
 
 
 @_behaviour
+def _half_packed(handler: _Handler, name: SourceName, query: dict[str, str], _: int) -> None:
+    """All of the answer, without what proves that it is all."""
+    data = _WRITERS[name](_found(handler.index.corpus, name, query))
+    handler.send_body(gzip.compress(data)[:-8], Content_Encoding="gzip")
+
+
+@_behaviour
+def _bare_dtd(handler: _Handler, name: SourceName, query: dict[str, str], _: int) -> None:
+    feed = _WRITERS[name](_found(handler.index.corpus, name, query)).decode()
+    handler.send_body(feed.replace("<feed", "<!DOCTYPE feed><feed", 1).encode())
+
+
+@_behaviour
 def _retry_after(handler: _Handler, name: SourceName, query: dict[str, str], seconds: int) -> None:
     del name, query
     handler.reply(429, {"message": "too many requests"}, **{"Retry-After": str(seconds)})

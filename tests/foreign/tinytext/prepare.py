@@ -1,7 +1,7 @@
 import math
 import os
 
-TIME_BUDGET = 0.2
+TIME_BUDGET = 5
 CACHE_DIR = os.path.join(os.path.expanduser("~"), ".cache", "autoresearch")
 
 
