@@ -129,13 +129,22 @@ def test_what_is_recorded_has_its_steps_and_a_bounded_number_of_points() -> None
     assert set(values) == {"loss", "accuracy"}
 
 
-def test_a_watch_compares_with_the_best_run_by_its_recorded_steps(tmp_path: Path) -> None:
-    best = make_run(
-        "trial-001", 0.85, curves={"accuracy": RISING}, steps={"accuracy": list(range(10))}
-    )
-    rows = [json.dumps({"step": step, "accuracy": 0.05}) for step in range(6)]
+@pytest.mark.parametrize(
+    ("name", "stopped"),
+    [
+        ("accuracy", True),
+        ("validation_accuracy", True),
+        ("val_accuracy", True),
+        ("train_accuracy", False),
+    ],
+)
+def test_a_watch_compares_the_metrics_own_curve_with_the_best_runs_by_its_recorded_steps(
+    tmp_path: Path, name: str, *, stopped: bool
+) -> None:
+    best = make_run("trial-001", 0.85, curves={name: RISING}, steps={name: list(range(10))})
+    rows = [json.dumps({"step": step, name: 0.05}) for step in range(6)]
     (tmp_path / FILE_NAME).write_text("\n".join(rows) + "\n")
-    assert "on average" in watch_for(ACCURACY, best)(tmp_path)
+    assert ("on average" in watch_for(ACCURACY, best)(tmp_path)) == stopped
     assert watch_for(ACCURACY, make_run("trial-002", 0.9))(tmp_path) == ""
     assert watch_for(ACCURACY, None)(tmp_path) == ""
 

@@ -285,6 +285,10 @@ def test_git_makes_the_same_of_a_patch(tmp_path: Path, old: str, new: str) -> No
     assert (tmp_path / "m.py").read_bytes() == new.encode()
 
 
+def test_a_patch_of_an_empty_file_names_the_line_before_it() -> None:
+    assert "@@ -0,0 +1,1 @@\n+x\n" in patch({"m.py": ""}, {"m.py": "x\n"})
+
+
 def test_comparing_what_repeats_itself_ends_in_time() -> None:
     lines = [f"{number % 80}\n" for number in range(9000)]
     old, new = "".join(lines), "".join(reversed(lines))

@@ -154,7 +154,8 @@ def test_a_true_improvement_is_found_and_the_record_holds_what_was_measured(
     assert (record.best_trial, record.best_params) == (best.name, best.params)
     assert abs(float(record.best_params["x"]) - 0.7) < 0.3
     assert record.counts == {
-        "trials": 9, "ok": 9, "crashed": 0, "timed_out": 0, "no_metric": 0, "limit": 0, "runs": 30,
+        "trials": 9, "ok": 9, "crashed": 0, "timed_out": 0, "no_metric": 0, "limit": 0, "hopeless": 0,
+        "runs": 30,
     }  # fmt: skip
     assert set(record.figures) == {
         "best_so_far",

@@ -431,6 +431,26 @@ def test_a_server_that_goes_away_after_it_has_answered_costs_its_trials_only(lab
     trials = lab.tried(replies, max_trials=3, manner=LINEAR).trials
     assert [trial.status for trial in trials] == ["ok", "refused", "refused"]
     assert "gone" in (trials[1].refused or "")
+    assert "/repair-" not in (lab.root / "r" / "journal.jsonl").read_text()
+
+
+def test_code_stays_until_its_run_is_over_whatever_goes_wrong_beside_it(lab: Lab) -> None:
+    (lab.root / "templates" / "tiny" / "late.py").write_text("VALUE = 0.6\n")
+
+    def speak(messages: Sequence[Message], _options: Options) -> str:
+        if "This is number 1 of" in messages[-1].content:
+            return body("import time; time.sleep(1.5); import late; return late.VALUE")
+        deadline = time.monotonic() + 60
+        while "trial-000" not in lab.sandbox.runs and time.monotonic() < deadline:
+            time.sleep(0.02)
+        raise RuntimeError("a fault of labd's own")
+
+    with pytest.raises(RuntimeError, match="labd's own"):
+        lab.tried(speak, manner=Manner(policy="climb"))
+    text = (lab.root / "r" / "journal.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    (run,) = [line["value"] for line in lines if line["key"].startswith("run/trial-000")]
+    assert (run["status"], run["value"]) == ("ok", 0.6)
 
 
 def test_a_small_context_still_gets_the_code_and_the_form(lab: Lab) -> None:

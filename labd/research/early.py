@@ -79,10 +79,15 @@ def hopeless(curve: Curve, best: Curve | None, *, better: str, name: str = "valu
 
 
 def watch_for(metric: Metric, best: Run | None) -> Watch:
-    """Give what ends a run for its curves: any that is not finite, or the metric's own against the best trial's."""
-    known = None
-    if best is not None and metric.name in best.steps:
-        known = Curve(best.steps[metric.name], best.curves[metric.name])
+    """Give what ends a run for its curves: any that is not finite, or the metric's own against the best trial's.
+
+    The metric's own are those that have its name, alone or after ``validation_`` or ``val_``.
+    """
+    known = {
+        name: Curve(best.steps[name], best.curves[name])
+        for name in (metric.name, f"validation_{metric.name}", f"val_{metric.name}")
+        if best is not None and name in best.steps
+    }
     sizes: dict[Path, int] = {}
 
     def watch(out_dir: Path) -> str:
@@ -91,8 +96,7 @@ def watch_for(metric: Metric, best: Run | None) -> Watch:
             return ""
         sizes[out_dir] = len(raw)
         for name, curve in _parsed(raw).items():
-            against = known if name == metric.name else None
-            reason = hopeless(curve, against, better=metric.better, name=name)
+            reason = hopeless(curve, known.get(name), better=metric.better, name=name)
             if reason:
                 return reason
         return ""

@@ -148,7 +148,7 @@ class ResearchRecord(Record):
     claim: Claim
     importances: list[Importance]
     counts: dict[str, int]
-    """``trials``, ``ok``, ``crashed``, ``timed_out``, ``no_metric``, ``limit``, ``runs`` (all runs of the task)."""
+    """``trials``, ``ok``, ``crashed``, ``timed_out``, ``no_metric``, ``limit``, ``hopeless``, ``runs`` (all runs of the task)."""
     provenance: Provenance
     figures: dict[str, str] = Field(default_factory=dict)
     """Figure name to path relative to the task's results: ``best_so_far`` to ``plots/best-so-far.png``."""
