@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml config/constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || sh config/system-packages.sh python3-venv
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "labd: installing Python packages into $(VENV) (a few minutes, the first time only) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c config/constraints.txt -e '.[dev]'
-	@$(BIN)/python -m compileall -q $(VENV)/lib >/dev/null 2>&1 || true
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c config/constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
 system-packages:

@@ -336,6 +336,70 @@ def doctor(*, as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
+template_app = typer.Typer(
+    help="Templates: which there are, and what one has and lacks.", no_args_is_help=True
+)
+app.add_typer(template_app, name="template")
+
+
+@template_app.command(name="list")
+def list_templates(*, as_json: JsonOption = False) -> None:
+    """List the templates that a task may name.
+
+    Examples:  labd template list      labd template list --json
+    """
+    from labd.tryout import templates
+
+    found = templates(_home(make=False))
+    header = ("NAME", "KIND", "METRIC", "TITLE")
+    rows: list[tuple[str, ...]] = [
+        (one["name"], one["style"], one["metric"], _safe(one["problem"] or one["title"], 80))
+        for one in found
+    ]
+    _answer(as_json, found, lambda: _table(header, rows))
+
+
+@template_app.command(name="check")
+def check_template(
+    template: Annotated[str, typer.Argument(help="A template's name, or any directory.")],
+    *,
+    run: Annotated[
+        bool, typer.Option("--run", help="Run the baseline once in the sandbox.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a template has and lacks, and what would be run; exit 1 if something is missing.
+
+    Examples:  labd template check digits --run      labd template check ~/AI-Scientist/templates/seir
+    """
+    from labd.tryout import examine_template, try_baseline
+
+    home = _home(make=False)
+    found = examine_template(home, template)
+    facts: dict[str, Any] = {
+        "requirements": [
+            {"name": one.name, "state": one.state, "found": one.found, "fix": one.fix}
+            for one in found.requirements
+        ]
+    }
+    if not as_json:
+        _show_requirements(facts["requirements"])
+    good = found.passes
+    if run and good and found.template is not None:
+        tried = try_baseline(home, found.template)
+        good = not tried.problem
+        facts["baseline"] = {
+            "value": tried.run.value, "metric": tried.metric, "problem": tried.problem,
+            "wall_s": tried.run.wall_s, "output": list(tried.tail),
+        }  # fmt: skip
+        if not as_json:
+            _show_baseline(facts["baseline"])
+    if as_json:
+        _out(json.dumps(facts, indent=2))
+    if not good:
+        raise typer.Exit(EXIT_FAILED)
+
+
 @app.command()
 def sandbox(
     command: Annotated[list[str], typer.Argument(help="The command and its arguments, after --.")],
@@ -581,6 +645,23 @@ def _show_checks(found: list[dict[str, Any]]) -> None:
             _out(f"{_safe(entry['file'])}: warning: {warning}")
         if entry["ok"]:
             _out(f"{_safe(entry['file'])}: ok")
+
+
+def _show_requirements(requirements: list[dict[str, Any]]) -> None:
+    for one in requirements:
+        mark = str(one["state"]).upper() if one["state"] == "missing" else str(one["state"])
+        _out(f"{mark:8} {one['name']}: {one['found']}")
+        if one["fix"]:
+            _out(f"         {one['fix']}")
+
+
+def _show_baseline(tried: dict[str, Any]) -> None:
+    for line in tried["output"]:
+        _out(f"  | {line}")
+    if tried["problem"]:
+        _out(f"MISSING  baseline: {_safe(tried['problem'])}, after {tried['wall_s']:g} s")
+    else:
+        _out(f"ok       baseline: {tried['value']:.6g} ({tried['metric']}), {tried['wall_s']:g} s")
 
 
 def _progress(view: "TaskView") -> str:

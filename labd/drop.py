@@ -21,7 +21,9 @@ def check_drop(task: TaskFile, where: str, home: Home) -> None:
     """
     _check_limits(task, where, home)
     if task.spec.kind == "research":
-        check_template(task, where, roots=[home.templates])
+        check_template(
+            task, where, roots=[home.templates], inputs=home.inputs, forbidden=home.forbidden
+        )
         return
     if task.spec.kind == "prompts":
         check_prompts(

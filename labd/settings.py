@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from labd.errors import ConfigError, NotFound
 from labd.limits import Ceilings, Count, Duration, Size
@@ -15,6 +15,18 @@ from labd.task import Name, Seconds
 from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
 
 HOME_VARIABLE = "LABD_HOME"
+
+
+def _http_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        msg = "a URL that begins with http:// or https://"
+        raise ValueError(msg)
+    return value.rstrip("/")
+
+
+_Url = Annotated[str, AfterValidator(_http_url)]
+_Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_Path = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$")]
 
 
 class _Part(BaseModel):
@@ -71,9 +83,9 @@ class EndpointSettings(_Part):
     """A server of language models."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
-    url: str
+    url: _Url
     api: Literal["ollama", "openai"] = "ollama"
-    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    key_env: _Variable | None = None
     """The environment variable that holds its API key, on every machine that asks it."""
     key_file: str | None = None
     """A file that holds it, from the home or absolute, of mode 0600."""
@@ -89,14 +101,6 @@ class EndpointSettings(_Part):
     """Whether labd may have it download a model that no endpoint has."""
     keep_alive: Seconds = 600.0
     """How long it keeps a model that nobody asks."""
-
-    @field_validator("url")
-    @classmethod
-    def _is_http(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            msg = "a URL that begins with http:// or https://"
-            raise ValueError(msg)
-        return value.rstrip("/")
 
     def facts(self, root: Path) -> dict[str, Any]:
         """Give what `labd.llm.model.Endpoint` has, and ``node``, as plain data; the key's file below `root`."""
@@ -125,16 +129,66 @@ class LlmSettings(_Part):
     """How long a request waits for an endpoint to come back before its task is tried again later."""
 
 
+class SourceUrls(_Part):
+    """Where indexes of papers are asked instead of at their own addresses: a mirror, or one that has moved."""
+
+    openalex: _Url | None = None
+    semantic_scholar: _Url | None = None
+    arxiv: _Url | None = None
+
+
+class LiteratureSettings(_Part):
+    """Where papers of other people are looked for."""
+
+    library: Annotated[tuple[_Path, ...], Field(max_length=100)] = ()
+    """BibTeX and JSON-lines files, or directories of them, from the home or absolute."""
+    online: bool = False
+    """Whether indexes on the network are asked, which then learn what a task is about."""
+    sources: Annotated[
+        tuple[Literal["openalex", "semantic_scholar", "arxiv"], ...], Field(max_length=3)
+    ] = ("openalex", "semantic_scholar", "arxiv")
+    """Which; records of earlier ones are preferred."""
+    mailto: Annotated[str, Field(max_length=200, pattern=r"^[!-~]+@[!-~]+$")] | None = None
+    """Whom they may write to; absent: nobody."""
+    s2_key_env: _Variable | None = None
+    """The environment variable that holds the API key for Semantic Scholar."""
+    s2_key_file: str | None = None
+    """A file that holds it, from the home or absolute, of mode 0600."""
+    openalex_key_env: _Variable | None = None
+    """The same for OpenAlex, which without a key answers a few queries a day."""
+    openalex_key_file: str | None = None
+    cache_days: Annotated[float, Field(ge=0, le=3650)] = 30.0
+    """How long an answer is used again."""
+    cache_bytes: Annotated[Size, Field(ge=0)] = 100 * 2**20
+    """Room for answers; the oldest go first."""
+    urls: SourceUrls = SourceUrls()
+
+    @field_validator("sources")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            msg = "each source once"
+            raise ValueError(msg)
+        return value
+
+    def facts(self, root: Path) -> dict[str, Any]:
+        """Give what `labd.literature.model.Options` has, as plain data; files below `root`."""
+        facts = self.model_dump(mode="json", exclude={"urls"})
+        facts = {name: "" if value is None else value for name, value in facts.items()}
+        for name in ("s2_key_file", "openalex_key_file"):
+            facts[name] = str(root / facts[name]) if facts[name] else ""
+        facts["library"] = [str(root / name) for name in self.library]
+        facts["urls"] = self.urls.model_dump(exclude_none=True)
+        return facts
+
+
 class Settings(_Part):
     """All settings; unknown keys are errors, a change means a restart."""
 
     spool: str = "spool"
     results: str = "results"
     templates: str = "config/templates"
-    inputs: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00]+$")], ...],
-        Field(max_length=100),
-    ] = ("data",)
+    inputs: Annotated[tuple[_Path, ...], Field(max_length=100)] = ("data",)
     """Directories, from the home or absolute, below which commands may name their `workdir` and `inputs`."""
     rescan: Seconds = 5.0
     """How often the directories are looked at without being told of a change."""
@@ -149,6 +203,7 @@ class Settings(_Part):
     sandbox: SandboxSettings = SandboxSettings()
     llm: LlmSettings = LlmSettings()
     endpoints: tuple[EndpointSettings, ...] = ()
+    literature: LiteratureSettings = LiteratureSettings()
 
     @field_validator("endpoints")
     @classmethod

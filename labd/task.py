@@ -70,6 +70,7 @@ _INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _KEYS_OF: Mapping[str, tuple[str, ...]] = {
     "research": (
         *("template", "researcher", "model", "num_ideas", "max_runs", "num_seeds", "metric"),
+        "scale",
         *("search", "control", "max_tokens_total", "max_hours"),
         *("num_reviews", "improve", "language"),
     ),
@@ -326,6 +327,8 @@ class TaskSpec(BaseModel):
     max_runs: Annotated[WholeNumber, Field(ge=1, le=100_000)] | None = None
     num_seeds: Annotated[WholeNumber, Field(ge=10, le=1000)] | None = None
     metric: MetricChoice | None = None
+    scale: Name | None = None
+    """One of the sizes that the template can be run in; ``None``: its first."""
     search: Literal["linear", "climb", "tree"] | None = None
     """How the next code to change is picked; ``None``: ``tree``."""
     control: Annotated[bool, BeforeValidator(_switch)] | None = None

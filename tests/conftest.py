@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 from labd.archive import Archive
 from labd.settings import Home
@@ -43,7 +46,38 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
         process.kill_everything()
 
 
+LONGEST = (
+    "engine", "hostile", "daemon", "kill", "models_daemon", "crash_worker", "models_nodes", "crash_daemon", "sweep",
+    "shipping", "restart", "prompts", "llm_pool", "servers", "render", "cli", "paper", "crash_archive", "plots",
+)  # fmt: skip
+"""Files of tests that take longer than ten seconds, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that two processes end at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    items.sort(key=lambda item: "test_kill" not in item.nodeid)
+    """Put what starts Ray first, and what takes long at both ends; see `FromBothEnds`."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+
+    def place_of(item: pytest.Item) -> int:
+        place = places.get(item.path.name, len(LONGEST))
+        return place if item.get_closest_marker("ray") else 2 * len(LONGEST) - place
+
+    items.sort(key=place_of)
+
+
+class FromBothEnds(LoadFileScheduling):  # type: ignore[misc] # xdist has no types
+    """One process has all tests of a file, and with it what they share. Processes take files from both ends in turn.
+
+    So one has the tests that start Ray, which take all the processor that they get, while the other has those
+    that mostly wait; and they meet where files are short.
+    """
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if self.nodes.index(node) % 2:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FromBothEnds:
+    """Give the scheduler of `-n`."""
+    return FromBothEnds(config, log)

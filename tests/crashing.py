@@ -61,6 +61,7 @@ KILLED_AT_CALL = 137
 TIMED_OUT = 124
 MAX_CALLS = 100_000
 _DYING_S = 15.0
+_SETTLING_S = 1.5
 _TICK_S = 0.02
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _NOTIF_RECV, _NOTIF_SEND = 0xC0502100, 0xC0182101
@@ -104,6 +105,8 @@ class Order:
     timeout_s: float = 120.0
     linger_s: float = 15.0
     """How long what it started may outlive it."""
+    hopeless: str = ""
+    """What is told as left, without more waiting, as soon as nothing else is: a pattern of process names."""
 
 
 class Lives:
@@ -135,6 +138,7 @@ class Lives:
         matching: str = "",
         timeout_s: float = 120.0,
         linger_s: float = 15.0,
+        hopeless: str = "",
     ) -> Life:
         """Call ``module:function`` in a new process, killed at its `at`-th call, and give its life.
 
@@ -143,7 +147,9 @@ class Lives:
 
         """
         paths = tuple(str(path.resolve()) for path in watch)
-        order = Order(function, arguments, paths, at, torn, matching, timeout_s, linger_s)
+        order = Order(
+            function, arguments, paths, at, torn, matching, timeout_s, linger_s, hopeless
+        )
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("no pipes")
         self._process.stdin.write(json.dumps(asdict(order)) + "\n")
@@ -220,7 +226,7 @@ class _Watcher:
         """Watch until nobody is left; `output_fd` is the file that they write to."""
         in_time = self._until(lambda: self._status is not None, self._order.timeout_s)
         left: tuple[str, ...] = ()
-        if not in_time or not self._until(lambda: False, self._order.linger_s):
+        if not in_time or not self._all_end():
             left = _names_of_children() if in_time else ()
             _kill_children()
             if not self._until(lambda: False, _DYING_S):
@@ -234,6 +240,20 @@ class _Watcher:
             left=left,
             output=_read_all(output_fd),
         )
+
+    def _all_end(self) -> bool:
+        """Wait until nobody is left, or only what is hopeless; say whether nobody is."""
+        linger_s = self._order.linger_s
+        if not self._order.hopeless:
+            return self._until(lambda: False, linger_s)
+        deadline = time.monotonic() + linger_s
+        while time.monotonic() < deadline:
+            if self._until(lambda: False, min(_SETTLING_S, linger_s)):
+                return True
+            left = (name.partition(" ")[2] for name in _names_of_children())
+            if all(re.search(self._order.hopeless, name) for name in left):
+                return False
+        return False
 
     def _until(self, enough: Callable[[], bool], timeout_s: float) -> bool:
         """Answer the kernel until it is enough or nobody lives; say whether that came in time."""

@@ -16,27 +16,37 @@ import psutil
 T = TypeVar("T")
 
 
+POLL_S = 0.02
+COSTLY_S = 0.5
+"""Between two looks that start a process each: without a pause they would take a core from what they wait for."""
+
+
 def wait_until(
-    condition: Callable[[], T], timeout_s: float = 60.0, what: str = "the condition"
+    condition: Callable[[], T],
+    timeout_s: float = 60.0,
+    what: str = "the condition",
+    *,
+    every_s: float = POLL_S,
 ) -> T:
     """Give the first true value of `condition`, or fail at the deadline."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.02)
+        time.sleep(every_s)
     message = f"{what} did not come true within {timeout_s:g} s"
     raise AssertionError(message)
 
 
 class DaemonProcess:
-    """`labd up` as a process of its own, with its log in `<home>/daemon.log`."""
+    """`labd up` as a process of its own; its log goes to `<home>/daemon.log`, after those of earlier ones."""
 
     def __init__(
         self, home: Path, arguments: Sequence[str] = (), *, enter: Sequence[str] = ()
     ) -> None:
         self.home = home
         self.log_path = home / "daemon.log"
+        self._log_begins = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -53,9 +63,9 @@ class DaemonProcess:
         self._family: set[psutil.Process] = set()
 
     def log(self) -> list[dict[str, Any]]:
-        """Give the daemon's log lines that are JSON."""
+        """Give this daemon's log lines that are JSON."""
         lines = []
-        for line in self.log_path.read_text().splitlines():
+        for line in self.log_path.read_bytes()[self._log_begins :].splitlines():
             with contextlib.suppress(ValueError):
                 lines.append(json.loads(line))
         return lines
@@ -66,12 +76,7 @@ class DaemonProcess:
 
     def wait_ready(self, timeout_s: float = 90.0) -> None:
         """Wait until the engine takes jobs."""
-        count = len(self.said("engine.ready"))
-        wait_until(
-            lambda: len(self.said("engine.ready")) > count or self.said("engine.ready"),
-            timeout_s,
-            "engine.ready",
-        )
+        wait_until(lambda: self.said("engine.ready"), timeout_s, "engine.ready")
 
     def family(self) -> set[psutil.Process]:
         """Give the daemon and everything below it, also what was seen earlier and lives on."""

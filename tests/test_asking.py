@@ -217,12 +217,19 @@ def test_a_plain_reply_is_no_problem(said: str) -> None:
     assert problem_of(said, [Message("user", f"Answer yes or no. {QUESTION}")]) == ("", "")
 
 
-def test_code_that_was_shown_and_comes_back_changed_is_no_echo() -> None:
+def test_what_was_shown_and_comes_back_changed_or_shortened_is_no_echo() -> None:
     code = "".join(f"def step_{n}(x):\n    return x * {n}\n\n" for n in range(40))
-    asked = [Message("user", f"Improve this file:\n```python\n{code}```\n{QUESTION}")]
-    changed = code.replace("x * 7", "x * 7.5")
-    assert problem_of(f"```python\n{changed}```", asked) == ("", "")
-    assert problem_of(f"```python\n{code}```", asked)[0] == "echo"
+    asked = [
+        Message("user", f"Improve this file:\n```python\n{code}```\n{QUESTION}"),
+        Message("assistant", f"I will make the seventh step longer. {QUESTION}"),
+        Message("user", "Give it again, mended."),
+    ]
+    changed = f"I will make the seventh step longer. {QUESTION} As follows: " + code.replace(
+        "x * 7", "x * 7.5"
+    )
+    for said in (f"```python\n{changed}```", f"```python\n{code}```", code[:900]):
+        assert problem_of(said, asked) == ("", "")
+    assert problem_of(f"{asked[0].content}\n\nSure!", asked)[0] == "echo"
 
 
 def test_thinking_left_in_the_text_is_taken_away() -> None:

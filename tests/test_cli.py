@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from labd.settings import Home
 from labd.spool import Spool
 from labd.task import State
 from tests.factories import task_text
+from tests.foreign_data import FOREIGN, give_data
 
 
 def labd(
@@ -179,9 +181,11 @@ def test_every_verb_has_worked_examples_in_its_help() -> None:
         "models",
         "nodes",
         "sandbox",
+        "template list",
+        "template check",
     ):
-        assert verb in helped
-        assert "Examples:" in labd(None, verb, "--help").stdout
+        assert verb.split()[0] in helped
+        assert "Examples:" in labd(None, *verb.split(), "--help").stdout
 
 
 @pytest.mark.sandbox
@@ -215,3 +219,24 @@ def test_a_tried_command_writes_the_directory_that_was_named_and_nothing_else(
     assert "a secret" not in done.stdout
     assert (work / "made").read_text() == "x\n"
     assert labd(home.root, "sandbox", "--network", "--", "true").returncode == 1
+
+
+@pytest.mark.sandbox
+def test_the_baseline_of_a_directory_can_be_tried_from_the_command_line(home: Home) -> None:
+    shutil.copytree(FOREIGN, home.templates)
+    give_data(home.inputs[0])
+    done = labd(home.root, "template", "check", "tinytext", "--run", "--json")
+    assert done.returncode == 0, done.stderr
+    tried = json.loads(done.stdout)["baseline"]
+    assert tried["metric"] == "val_bpb, lower is better"
+    assert 0 < tried["value"] < 8
+    done = labd(home.root, "template", "check", str(FOREIGN / "outbreak"), "--run")
+    assert done.returncode == 1
+    assert "Name one in the task file" in done.stdout
+    listed = json.loads(labd(home.root, "template", "list", "--json").stdout)
+    assert {one["name"]: one["style"] for one in listed} == {
+        "digits": "labd",
+        "modular": "ai_scientist",
+        "outbreak": "ai_scientist",
+        "tinytext": "autoresearch",
+    }

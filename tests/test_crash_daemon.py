@@ -51,7 +51,6 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.sandbox,
     pytest.mark.timeout(3 * 3600 if WHOLE else 300),
-    pytest.mark.xdist_group("crash_daemon"),
 ]
 
 

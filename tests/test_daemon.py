@@ -18,14 +18,13 @@ import pytest
 from labd.archive import Archive
 from labd.spool import Spool
 from labd.task import State
-from tests.factories import PARABOLA, make_template, task_text, write_settings
-from tests.processes import DaemonProcess, wait_until
+from tests.factories import PARABOLA, make_template, parabola_space, task_text, write_settings
+from tests.processes import COSTLY_S, DaemonProcess, wait_until
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.sandbox,
     pytest.mark.timeout(400),
-    pytest.mark.xdist_group("daemon"),
 ]
 
 SETTINGS = {"ray": {"num_cpus": 2, "dashboard": False}, "min_free_bytes": 2**20}
@@ -87,6 +86,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveLab, Dae
     """One lab and one daemon for all tests that do no harm to it."""
     the_lab = LiveLab(tmp_path_factory.mktemp("lab"))
     the_lab.template("tiny", PARABOLA % 0)
+    the_lab.template("quick", PARABOLA % 0, search_space=parabola_space(0.7))
     the_lab.template("crashing", CRASH)
     the_lab.template("hanging", SLEEP, time_limit="1s")
     the_lab.template(
@@ -179,7 +179,7 @@ def test_any_name_that_a_file_may_have_is_a_task(
     lab: tuple[LiveLab, DaemonProcess], stem: str
 ) -> None:
     the_lab, _ = lab
-    the_lab.drop(f"{stem}.yaml", task_text(template="tiny", max_runs=1))
+    the_lab.drop(f"{stem}.yaml", task_text(template="quick", max_runs=1))
     assert the_lab.wait(stem, State.DONE, State.FAILED) is State.DONE
     assert (the_lab.archive.directory(stem) / "paper.pdf").exists()
 
@@ -203,11 +203,11 @@ def test_a_task_for_more_gpus_than_there_are_waits_and_says_for_what(
 ) -> None:
     the_lab, _ = lab
     the_lab.drop("big.yaml", task_text(template="tiny", num_gpus=64))
-    said = wait_until(lambda: the_lab.listed()["big"]["why"], 30, "the reason")
+    said = wait_until(lambda: the_lab.listed()["big"]["why"], 30, "the reason", every_s=COSTLY_S)
     assert said.startswith("waits for a node with 64 GPUs and 1 CPU")
     assert the_lab.state("big") is State.PENDING
     (the_lab.home.spool / "pending" / "big.yaml").unlink()
-    wait_until(lambda: "big" not in the_lab.listed(), 30, "big to be forgotten")
+    wait_until(lambda: "big" not in the_lab.listed(), 30, "big to be forgotten", every_s=COSTLY_S)
     assert not the_lab.archive.knows("big")
 
 
@@ -218,7 +218,7 @@ def test_a_file_that_is_written_for_three_seconds_is_taken_whole(
     code = f"""
 import time
 with open({str(the_lab.home.spool / "pending" / "slow.yaml")!r}, "w") as file:
-    for line in ("template: tiny\\n", "max_runs: 1\\n", "priority: 1\\n", "title: whole\\n"):
+    for line in ("template: quick\\n", "max_runs: 1\\n", "priority: 1\\n", "title: whole\\n"):
         file.write(line)
         file.flush()
         time.sleep(0.8)
@@ -234,7 +234,7 @@ with open({str(the_lab.home.spool / "pending" / "slow.yaml")!r}, "w") as file:
 def test_the_same_name_again_gets_the_next_number(lab: tuple[LiveLab, DaemonProcess]) -> None:
     the_lab, _ = lab
     for task in ("twin", "twin-2", "twin-3"):
-        the_lab.drop("twin.yaml", task_text(template="tiny", max_runs=1))
+        the_lab.drop("twin.yaml", task_text(template="quick", max_runs=1))
         assert the_lab.wait(task, State.DONE, State.FAILED) is State.DONE
     assert (the_lab.archive.directory("twin-3") / "paper.pdf").exists()
 
@@ -359,7 +359,7 @@ def test_the_engine_comes_back_after_ray_is_killed(lab: tuple[LiveLab, DaemonPro
         with contextlib.suppress(psutil.NoSuchProcess):
             p.kill()
     wait_until(lambda: len(process.said("engine.ready")) > ready, 90, "the engine again")
-    the_lab.drop("after.yaml", task_text(template="tiny", max_runs=1))
+    the_lab.drop("after.yaml", task_text(template="quick", max_runs=1))
     assert the_lab.wait("after", State.DONE, State.FAILED) is State.DONE
 
 
@@ -403,7 +403,9 @@ def test_on_a_full_disk_tasks_fail_or_wait_with_a_reason_and_the_daemon_lives(
         while True:
             file.write(b"x" * 4096)
     the_lab.drop("waits.yaml", task_text(template="tiny", max_runs=1))
-    said = wait_until(lambda: the_lab.listed().get("waits", {}).get("why"), 30, "the reason")
+    said = wait_until(
+        lambda: the_lab.listed().get("waits", {}).get("why"), 30, "the reason", every_s=COSTLY_S
+    )
     assert said is not None
     assert said.startswith("waits for disk space")
     assert process.process.poll() is None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from labd.errors import SandboxError
-from labd.research import experiment as module
+from labd.research import measure as module
 from labd.research.experiment import Cancelled, Tools, remove_tree, run_one
 from labd.research.record import Run, TrialStatus
 from labd.sandbox import Sandbox
@@ -235,14 +235,14 @@ def test_without_a_sandbox_nothing_is_run(hostile: Template, tmp_path: Path) -> 
 
 def refused(path: Path) -> str:
     with pytest.raises(module._NoMetricError) as caught:
-        module._read_metrics(path)
+        module._read_plain(path, 1000)
     return str(caught.value)
 
 
 def test_the_reader_follows_no_link_and_waits_for_no_pipe(tmp_path: Path) -> None:
     good = tmp_path / "good"
     good.write_bytes(b"{}")
-    assert module._read_metrics(good) == b"{}"
+    assert module._read_plain(good, 1000) == b"{}"
     (tmp_path / "link").symlink_to(good)
     assert "not a plain" in refused(tmp_path / "link")
     os.mkfifo(tmp_path / "pipe")

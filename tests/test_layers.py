@@ -16,13 +16,15 @@ MAY_KNOW: dict[str, set[str]] = {
     "files": {"errors"},
     "yamlfile": {"text"},
     "log": set(),
+    "apikey": {"errors"},
     "task": FILES,
     "settings": FILES | {"task", "promises"},
     "spool": FILES | {"task"},
     "archive": FILES | {"task"},
     "journal": FILES,
     "scheduler": set(),
-    "llm": FILES,
+    "llm": FILES | {"apikey"},
+    "literature": FILES | {"apikey", "template"},
     "promises": set(),
     "limits": {"clock"},
     "sandbox": FILES | {"promises"},
@@ -34,7 +36,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "research": FILES | {"journal", "sandbox", "template", "llm", "literature"},
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
-    | {"template", "research", "log"},
+    | {"template", "research", "literature", "log"},
     "engine": {"errors", "text", "log", "llm", "worker", "shipping"},
     "daemon": FILES
     | {
@@ -51,6 +53,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "inventory": GROUND | {"lab", "settings", "llm"},
     "doctor": GROUND | {"task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
     "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
+    "tryout": GROUND | {"settings", "sandbox", "template", "research"},
     "follow": GROUND | {"lab"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND
@@ -63,6 +66,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "doctor",
         "inventory",
         "boxed",
+        "tryout",
         "watch",
         "log",
         "page",
@@ -112,9 +116,12 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
         ("gradio", {"page"}),
         ("watchdog", {"spool"}),
         ("httpx", {"llm"}),
+        ("httpcore", {"literature"}),
+        ("bibtexparser", {"literature"}),
         ("httptools", {"llm"}),
         ("jsonschema", {"llm"}),
         ("optuna", {"research"}),
+        ("dulwich", {"research"}),
     ],
 )
 def test_a_library_is_used_in_its_room_only(library: str, rooms: set[str]) -> None:

@@ -15,7 +15,7 @@ from labd.spool import Spool
 from labd.task import State
 from tests.factories import write_settings
 from tests.hosts import LOOPBACK, Host, two_hosts, why_no_hosts
-from tests.processes import DaemonProcess, wait_until
+from tests.processes import COSTLY_S, DaemonProcess, wait_until
 from tests.rayservice import RayService
 from tests.servers.fixtures import RunningServer, running_ollama
 
@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.sandbox,
     pytest.mark.timeout(240),
-    pytest.mark.xdist_group("nodes"),
 ]
 LOAD = json.dumps({"model": "alpha", "options": {"num_ctx": 2048}})
 ALPHA = "--model=alpha,vram=8000000000"
@@ -65,7 +64,10 @@ class NodesLab:
             states = [[e["health"] for e in node["endpoints"]] for node in nodes]
             return nodes if states == [["up"]] * count else []
 
-        return {node["local"]: node for node in wait_until(found, 60, f"{count} endpoints")}
+        return {
+            node["local"]: node
+            for node in wait_until(found, 60, f"{count} endpoints", every_s=COSTLY_S)
+        }
 
     def far_loaded(self) -> list[str]:
         [endpoint] = self.wait_nodes(2)[False]["endpoints"]

@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.sandbox,
     pytest.mark.timeout(240),
-    pytest.mark.xdist_group("restart"),
 ]
 
 COUNT = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i >> beats; sleep 0.1; [ -e /work/stop ] && exit 0; done; exit 3"
@@ -71,15 +70,15 @@ class ServedLab:
         return [str(e["event"]) for e in self.archive.history(task).events]
 
 
-@pytest.fixture
-def served(tmp_path: Path, ray_service: RayService) -> Iterator[ServedLab]:
-    old = {name: os.environ.get(name) for name in ray_service.env}
-    os.environ.update(ray_service.env)
-    try:
-        yield ServedLab(tmp_path / "home", ray_service)
-    finally:
-        for name, value in old.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+@pytest.fixture(scope="module")
+def served(
+    ray_service: RayService, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedLab]:
+    """One lab for all tests, whose workers stay warm; each test has tasks and daemons of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_service.env.items():
+            patch.setenv(name, value)
+        yield ServedLab(tmp_path_factory.mktemp("home"), ray_service)
 
 
 Start = Callable[[Path], DaemonProcess]
@@ -98,20 +97,21 @@ def killed_under(served: ServedLab, daemon: Start, task: str) -> None:
 def test_a_restart_of_the_daemon_costs_running_work_nothing(
     served: ServedLab, daemon: Start, how: signal.Signals
 ) -> None:
+    task = f"long-{how.name}"
     first = daemon(served.home)
-    served.drop("long", COUNT)
-    seen = served.wait_beats("long", 3)
+    served.drop(task, COUNT)
+    seen = served.wait_beats(task, 3)
     os.kill(first.process.pid, how)
     assert first.process.wait(10) == (0 if how is signal.SIGTERM else -signal.SIGKILL)
-    assert served.spool.holds(State.RUNNING, "long.yaml")
-    seen = served.wait_beats("long", seen + 5)
+    assert served.spool.holds(State.RUNNING, f"{task}.yaml")
+    seen = served.wait_beats(task, seen + 5)
 
     second = daemon(served.home)
     wait_until(lambda: second.said("task.adopted"), 60, "the adoption")
-    seen = served.wait_beats("long", seen + 5)
-    served.let_end("long")
-    served.wait("long", State.DONE)
-    assert served.events("long") == ["claimed", "done"]
+    seen = served.wait_beats(task, seen + 5)
+    served.let_end(task)
+    served.wait(task, State.DONE)
+    assert served.events(task) == ["claimed", "done"]
     assert second.stop() == 0
 
 

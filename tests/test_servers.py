@@ -146,7 +146,7 @@ def test_llama_refuses_what_does_not_fit_and_who_has_no_key() -> None:
 
 
 def test_a_server_heeds_sigterm_from_the_first_moment() -> None:
-    for _ in range(15):
+    for _ in range(6):
         with running_llama() as server:
             assert server.stop() == 0
 

@@ -415,7 +415,7 @@ def test_a_store_killed_at_any_call_loses_nothing_and_the_attempt_goes_on(
     tmp_path: Path, torn: Torn | None
 ) -> None:
     head = Head(tmp_path)
-    stride = 1 if "LABD_TORTURE" in os.environ else 3
+    stride = 1 if "LABD_TORTURE" in os.environ else 5
     at = 1 if torn is None else 2
     with Lives("tests.storeprocess") as lives:
         while _survived_a_kill(head, lives, at, torn):

@@ -64,6 +64,7 @@ class Counting:
         gpus: Sequence[int],
         log: Path | None,
         cancelled: threading.Event | None,
+        cwd: str,
     ) -> SandboxResult:
         self._write(f"started {workdir.parent.name} {' '.join(map(str, gpus))}")
         result = self._sandbox.run(
@@ -75,6 +76,7 @@ class Counting:
             gpus=(),
             log=log,
             cancelled=cancelled,
+            cwd=cwd,
         )
         self._write(f"ended {workdir.parent.name}")
         return result

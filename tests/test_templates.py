@@ -16,6 +16,7 @@ import yaml
 
 from labd import template as module
 from labd.errors import ConfigError
+from labd.research.early import read_curves
 from labd.template import (
     SHIPPED,
     fill_command,
@@ -221,41 +222,45 @@ def test_a_snapshot_is_what_was_hashed_and_stays_so(tmp_path: Path) -> None:
 # The shipped template.
 
 
-@pytest.fixture(scope="module")
-def digits() -> ModuleType:
-    spec = util.spec_from_file_location("digits_experiment", SHIPPED / "digits" / "experiment.py")
+def module_of(name: str) -> ModuleType:
+    """Give one of the shipped template's files as a module, without leaving a cache beside it."""
+    spec = util.spec_from_file_location(f"digits_{name}", SHIPPED / "digits" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    experiment = util.module_from_spec(spec)
+    loaded = util.module_from_spec(spec)
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    spec.loader.exec_module(experiment)
+    spec.loader.exec_module(loaded)
     sys.dont_write_bytecode = before
-    return experiment
+    return loaded
 
 
 def run_digits(
     directory: Path, out_dir: Path, seed: int, split: str, **over: object
 ) -> dict[str, object]:
-    out_dir.mkdir()
+    """Give what a run of the files in `directory` leaves, and what the shipped evaluation says of it."""
+    (out_dir / "evaluation").mkdir(parents=True)
     params = load_template("digits", roots=[]).baseline | over
     (out_dir / "params.json").write_text(json.dumps(params))
-    command = [
-        sys.executable,
-        "-B",
-        str(directory / "experiment.py"),
-        "--params",
-        str(out_dir / "params.json"),
-    ]
-    command += ["--seed", str(seed), "--split", split, "--out-dir", str(out_dir)]
+    command = ["experiment.py", "--params", str(out_dir / "params.json"), "--seed", str(seed)]
+    run_python(directory, *command, "--split", split, "--out-dir", str(out_dir))
+    evaluate = ["evaluate.py", "--run-dir", str(out_dir), "--split", split]
+    run_python(SHIPPED / "digits", *evaluate, "--out-dir", str(out_dir / "evaluation"))
+    written: dict[str, object] = json.loads((out_dir / "evaluation/metrics.json").read_text())
+    predicted = json.loads((out_dir / "predictions.json").read_text())
+    return written | {
+        "predicted": predicted,
+        "curves": {name: list(one.values) for name, one in read_curves(out_dir).items()},
+    }
+
+
+def run_python(directory: Path, script: str, *words: str) -> None:
     env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-B", str(directory / script), *words]
     subprocess.run(command, check=True, timeout=60, env=env, capture_output=True)
-    written: dict[str, object] = json.loads((out_dir / "metrics.json").read_text())
-    return written
 
 
-def test_digits_are_split_the_same_in_every_run_and_no_image_is_on_two_sides(
-    digits: ModuleType,
-) -> None:
+def test_digits_are_split_the_same_in_every_run_and_no_image_is_on_two_sides() -> None:
+    digits = module_of("data")
     images, labels = digits.load_digits()
     assert images.shape == (1797, 8, 8)
     assert (images.min(), images.max()) == (0, 1)
@@ -297,7 +302,8 @@ def test_digits_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_digits_follows_the_gradient_of_its_loss(digits: ModuleType, dropout: float) -> None:
+def test_digits_follows_the_gradient_of_its_loss(dropout: float) -> None:
+    digits = module_of("model")
     baseline = load_template("digits", roots=[]).baseline
     params = baseline | {"hidden_units": 5, "label_smoothing": 0.2, "dropout": dropout}
     network = digits.Network(params, np.random.default_rng(0))
@@ -321,3 +327,51 @@ def test_digits_follows_the_gradient_of_its_loss(digits: ModuleType, dropout: fl
     network.rng = np.random.default_rng(2)
     network._step(inputs, labels)
     assert network.gradient[indices] == pytest.approx(numeric, abs=5e-4)
+
+
+def test_digits_has_one_editable_file_and_an_evaluation_that_it_can_not_reach() -> None:
+    template = load_template("digits", roots=[])
+    assert template.editable == ("model.py",)
+    assert "/inputs/template/evaluate.py" in template.evaluate
+    assert template.cautions == []
+
+
+def test_a_run_of_digits_reports_its_curves_while_it_trains(tmp_path: Path) -> None:
+    curves = run_digits(SHIPPED / "digits", tmp_path / "a", 3, "validation")["curves"]
+    assert isinstance(curves, dict)
+    assert set(curves) == {"train_loss", "train_accuracy", "validation_accuracy"}
+    assert {len(points) for points in curves.values()} == {60}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "wanted"),
+    [
+        (None, "is not there"),
+        ("[", "is not JSON"),
+        ("{}", "not a list of 360 labels"),
+        (json.dumps([1] * 359), "not a list of 360 labels"),
+        (json.dumps([True] * 360), "no label from 0 to 9"),
+        (json.dumps([10] * 360), "no label from 0 to 9"),
+        (json.dumps([1.0] * 360), "no label from 0 to 9"),
+        ("[" * 100_000, "is not JSON"),
+        (" " * (2**20 + 1), "more than 1 MiB"),
+    ],
+)
+def test_the_evaluation_of_digits_takes_labels_only(
+    tmp_path: Path, predictions: str | None, wanted: str
+) -> None:
+    if predictions is not None:
+        (tmp_path / "predictions.json").write_text(predictions)
+    (tmp_path / "out").mkdir()
+    command = [
+        sys.executable,
+        "-B",
+        str(SHIPPED / "digits" / "evaluate.py"),
+        "--split",
+        "validation",
+    ]
+    command += ["--run-dir", str(tmp_path), "--out-dir", str(tmp_path / "out")]
+    done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert wanted in done.stderr
+    assert not list((tmp_path / "out").iterdir())

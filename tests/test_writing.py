@@ -14,10 +14,10 @@ from labd.llm.errors import EndpointDown
 from labd.llm.model import Message, Options
 from labd.research.allowance import Allowance
 from labd.research.asking import Asker
-from labd.research.briefing import SECTION_ORDERS
 from labd.research.checker import Rules, check
 from labd.research.facts import fact_context, facts_of, verdicts
 from labd.research.numbers import fill
+from labd.research.paper_briefing import SECTION_ORDERS
 from labd.research.paper_study import known_figures
 from labd.research.prose import markdown, read
 from labd.research.writing import MAX_REPAIRS, Draft, improve, write_sections

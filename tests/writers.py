@@ -10,8 +10,8 @@ from labd.llm.errors import EndpointDown, ModelError
 from labd.llm.model import Chat, Message, Options
 from labd.research.allowance import Allowance
 from labd.research.asking import Asker
-from labd.research.briefing import SECTION_ORDERS
 from labd.research.calling import Patience
+from labd.research.paper_briefing import SECTION_ORDERS
 
 Speaks = Callable[[Sequence[Message], Options], str | ModelError]
 

@@ -60,6 +60,7 @@ def job_for(home: Home, active: Active, task: TaskFile) -> Job:
         wants_models=task.spec.asks_models,
         default_model=settings.llm.model,
         default_num_ctx=settings.llm.num_ctx,
+        literature=settings.literature.facts(home.root) if task.spec.by_llm else {},
         input_roots=[str(path) for path in home.inputs],
         forbidden_roots=[str(path) for path in home.forbidden],
     )

@@ -3,7 +3,9 @@
 Facts on Ray 2.60 that shape this (measured): an embedded cluster dies with its driver, but not all of its
 processes do at once; all sockets are on the loopback only with RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0; the end
 of its global control service is noticed after 60 s only, and the end of an agent takes the raylet along
-without a word. So the driver watches these processes itself.
+without a word. So the driver watches these processes itself. `ray.init` alone also starts an autoscaler's
+monitor, a monitor of logs and, without a dashboard too, a dashboard's process, for which it waits: 300 MB and
+2 s of CPU for what nobody here asks for. So the node is started by itself, as `ray start --no-monitor` does.
 """
 
 import os
@@ -64,9 +66,14 @@ class Embedded:
         self._ray = ray
         self._alive_nodes = alive_nodes
         self.held: list[dict[str, Any]] = []
-        self.dashboard_url = str(
-            ray.init(**_init_arguments(options, self._temp.path)).dashboard_url or ""
+        self._head = _start_head(options, self._temp.path)
+        context = ray.init(
+            namespace="labd",
+            log_to_driver=False,
+            configure_logging=False,
+            address=self._head.gcs_address,
         )
+        self.dashboard_url = str(context.dashboard_url or "")
         threading.Thread(target=self._watch, args=(die,), name="processes", daemon=True).start()
         self._node_id = str(ray.get_runtime_context().get_node_id())
         self._models_actor: Any = None
@@ -93,6 +100,7 @@ class Embedded:
         del leave_work
         self._closing.set()
         self._ray.shutdown()
+        self._head.kill_all_processes(check_alive=False, allow_graceful=True)
         self._temp.remove()
 
     def _models(self) -> Any:
@@ -148,19 +156,33 @@ def _own_environment(token: Path, num_cpus: int | None) -> None:
     )
 
 
-def _init_arguments(options: Mapping[str, Any], temp: Path) -> dict[str, Any]:
-    return {
-        "namespace": "labd",
-        "log_to_driver": False,
-        "configure_logging": False,
-        "address": "local",
-        "num_cpus": options["num_cpus"],
-        "num_gpus": options["num_gpus"],
-        "include_dashboard": options["dashboard"],
-        "dashboard_host": "127.0.0.1",
-        "object_store_memory": _OBJECT_STORE_BYTES,
-        "_temp_dir": str(temp),
-    }
+def _start_head(options: Mapping[str, Any], temp: Path) -> Any:
+    """Start Ray's processes, which end with this one; give their `Node`."""
+    from ray._private.node import Node  # noqa: PLC0415 - only after the environment is set
+    from ray._private.parameter import RayParams  # noqa: PLC0415 - as above
+
+    class Head(Node):  # type: ignore[misc] # Ray has no types
+        def start_api_server(self, *, include_dashboard: bool, **rest: Any) -> None:
+            if include_dashboard:
+                super().start_api_server(include_dashboard=include_dashboard, **rest)
+            else:
+                self._webui_url = ""
+
+    return Head(
+        RayParams(
+            num_cpus=options["num_cpus"],
+            num_gpus=options["num_gpus"],
+            include_dashboard=options["dashboard"],
+            dashboard_host="127.0.0.1",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            temp_dir=str(temp),
+            no_monitor=not options["dashboard"],
+            include_log_monitor=False,
+        ),
+        head=True,
+        shutdown_at_exit=False,
+        spawn_reaper=True,
+    )
 
 
 def _find_vital(closing: threading.Event) -> dict[int, str]:

@@ -26,6 +26,8 @@ class Job:
     """Whether it asks language models."""
     default_model: str | None = None
     default_num_ctx: int = 8192
+    literature: dict[str, Any] = field(default_factory=dict)
+    """Where papers of other people are looked for: what `labd.literature.model.Options` has."""
     input_roots: list[str] = field(default_factory=list)
     forbidden_roots: list[str] = field(default_factory=list)
 

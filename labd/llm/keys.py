@@ -1,13 +1,7 @@
-"""API keys: where one is read, and that it goes nowhere but to its server."""
+"""The API key of an endpoint."""
 
-import os
-import stat
-from pathlib import Path
-
-from labd.errors import ConfigError
+from labd.apikey import read_api_key
 from labd.llm.model import Endpoint
-
-_MAX_KEY_BYTES = 4096
 
 
 def read_key(endpoint: Endpoint) -> str:
@@ -17,56 +11,4 @@ def read_key(endpoint: Endpoint) -> str:
         ConfigError: it is not there, others may read it, or it is no key.
 
     """
-    if endpoint.key_env:
-        key, source = os.environ.get(endpoint.key_env, ""), f"the variable {endpoint.key_env}"
-        fix = f"Set {endpoint.key_env} in the environment of labd on this machine"
-    elif endpoint.key_file:
-        key, source = _from_file(endpoint), endpoint.key_file
-        fix = f"Write the key, and nothing else, into {endpoint.key_file}"
-    else:
-        return ""
-    key = key.strip()
-    if not key:
-        raise ConfigError(f"{source} holds no key", where=f"endpoint {endpoint.name}", fix=fix)
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(
-            f"what {source} holds is no key: one line of letters, digits and signs is wanted",
-            where=f"endpoint {endpoint.name}",
-            fix=fix,
-        )
-    return key
-
-
-def _from_file(endpoint: Endpoint) -> str:
-    path = Path(endpoint.key_file).expanduser()
-    where = f"endpoint {endpoint.name}"
-    try:
-        with path.open("rb") as file:
-            # The open file is looked at, not its name, which somebody might exchange in between.
-            seen = os.fstat(file.fileno())
-            if not stat.S_ISREG(seen.st_mode):
-                raise ConfigError(f"{path} is not a plain file", where=where, fix="Name a file")
-            if seen.st_uid != os.geteuid():
-                raise ConfigError(
-                    f"{path} belongs to another user",
-                    where=where,
-                    fix=f"chown it to the user that labd runs as, and chmod 600 {path}",
-                )
-            if seen.st_mode & 0o077:
-                raise ConfigError(
-                    f"others may read or write {path} (mode {stat.S_IMODE(seen.st_mode):04o})",
-                    where=where,
-                    fix=f"chmod 600 {path}",
-                )
-            raw = file.read(_MAX_KEY_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"the key file can't be read: {error.strerror}",
-            where=f"{where}: {path}",
-            fix="Put the key there, readable only by the user that labd runs as",
-        ) from error
-    if len(raw) > _MAX_KEY_BYTES:
-        raise ConfigError(
-            f"{path} is too long for a key", where=where, fix="Write only the key into it"
-        )
-    return raw.decode(errors="replace")
+    return read_api_key(endpoint.key_env, endpoint.key_file, where=f"endpoint {endpoint.name}")

@@ -121,8 +121,8 @@ class Asker:
         patience: Patience | None = None,
         notes: Notes = lambda _event, _detail: None,
     ) -> None:
-        self.allowance = allowance
-        self._journal, self._models, self._calls_dir = journal, dict(models), calls_dir
+        self.allowance, self.journal = allowance, journal
+        self._models, self._calls_dir = dict(models), calls_dir
         self._num_ctx, self._seed, self._think, self._notes = num_ctx, seed, think, notes
         self._cancelled = cancelled or threading.Event()
         self._caller = Caller(
@@ -176,7 +176,7 @@ class Asker:
             variant=variant,
         )
         inputs = question.inputs()
-        recorded = self._journal.step(f"ask/{_safe(key)}", inputs, lambda: self._ask(question))
+        recorded = self.journal.step(f"ask/{_safe(key)}", inputs, lambda: self._ask(question))
         self._count(f"{key}/{digest(inputs)}", recorded)
         return _answer(question, recorded)
 

@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from labd.errors import ResearchError
 from labd.journal import Journal
-from labd.research.experiment import Tools, run_one
+from labd.research.early import Watch
+from labd.research.experiment import Split, Tools, run_one
 from labd.research.record import Run
 from labd.template import Param, Template
-
-Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,8 @@ class Job:
     split: Split
     code: Code | None = None
     """``None``: the template as it is."""
+    watch: Watch | None = None
+    """What may end it early."""
 
 
 class Bench:
@@ -114,6 +115,8 @@ class Bench:
             "seed": job.seed,
             "split": job.split,
         }
+        if self.template.scale:
+            inputs["scale"] = self.template.scale
         if job.code is not None:
             inputs["code"] = job.code.sha256
         return Run.model_validate(
@@ -133,6 +136,7 @@ class Bench:
                 results_dir=self.results_dir,
                 gpus=gpus,
                 code=None if job.code is None else job.code.directory,
+                watch=job.watch,
             )
         finally:
             self._gpus.put(gpus)

@@ -1,279 +1,202 @@
-"""What a model is told before it writes a part of a paper: the rules, the facts, the study, the order. Pure."""
+"""What a model is told when it is asked for an edit: pure functions from what is known to the parts of a prompt."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from labd.llm.budget import Part
-from labd.research.facts import Fact
-from labd.research.record import Verdict
-from labd.research.study import Idea, Study
+from labd.research.record import Run
+from labd.research.study import Idea, Trial
+from labd.template import Template
 from labd.text import head_and_tail, printable
 
-_MAX_CODE_CHARS = 6000
-_MAX_WORKS = 40
-_MAX_TRIALS = 40
-_MAX_IDEAS = 20
+_MAX_IDEA = 1500
+_MAX_REPLY = 8000
+_MAX_LISTED = 20
+_MAX_OTHERS = 5
+_PRIORITY = {"code": 90, "log": 80, "guidance": 60, "tried": 40, "fixed": 10}
+
+_MOVES = {
+    "draft": "Make a first version of the idea, as simple as it can be, in the code above.",
+    "improve": "The code above runs. Make one change to it that carries the idea further and should give a better value.",
+    "debug": "The code above failed. Find the fault and mend it, and keep to the idea.",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What one section has to be.
+def edit_parts(
+    template: Template,
+    idea: Idea,
+    move: str,
+    *,
+    code: Mapping[str, str],
+    fixed: Mapping[str, str],
+    baseline: Run,
+    parent: Trial | None,
+    trials: Sequence[Trial],
+    others: Sequence[Trial],
+    nth: tuple[int, int] = (1, 1),
+    log: str = "",
+) -> list[Part]:
+    """Give the prompt for an edit.
 
-    Attributes:
-        sums_up: it is written after the others, and gets their text.
-        cites: works may be cited in it.
-        figures: it should speak of the figures.
+    Args:
+        template: what the experiment is.
+        idea: to be tried.
+        move: draft, improve or debug.
+        code: the files that may be changed, as the parent has them.
+        fixed: text files that may not, to be understood.
+        baseline: the run of the template as it is.
+        parent: the trial whose code it is; ``None``: the template's.
+        trials: of the idea so far.
+        others: of other ideas.
+        nth: which of how many edits it is that are asked for at once by the same move from the same code.
+        log: the end of what the parent's run printed, to debug.
 
     """
+    name, better = template.metric.name, template.metric.better
+    parts = [
+        Part("system", _SYSTEM, role="system", required=True),
+        Part("task", _task(template), required=True),
+        Part("guidance", template.guidance, _PRIORITY["guidance"], "head_and_tail"),
+        Part("idea", _idea(idea), required=True),
+        Part(
+            "fixed",
+            _files("Files that stay as they are:", fixed),
+            _PRIORITY["fixed"],
+            "head_and_tail",
+        ),
+        Part(
+            "code", _files("Files that you may change:", code), _PRIORITY["code"], "head_and_tail"
+        ),
+        Part("tried", _tried(trials, others, name), _PRIORITY["tried"], "head_and_tail"),
+        Part("state", _state(baseline, parent, trials, name, better), required=True),
+    ]
+    if log:
+        parts.append(
+            Part(
+                "log",
+                f"The end of what it printed:\n{fenced(log)}",
+                _PRIORITY["log"],
+                "head_and_tail",
+            )
+        )
+    wanted = _MOVES[move] if nth[1] == 1 else f"{_MOVES[move]} {_OTHERWISE.format(*nth)}"
+    parts.append(Part("move", f"{wanted}\n\n{_form(sorted(code))}", required=True))
+    return parts
 
-    name: str
-    order: str
-    num_predict: int = 1200
-    sums_up: bool = False
-    cites: bool = False
-    figures: bool = False
+
+def repair_parts(first: Sequence[Part], reply: str, refusal: str) -> list[Part]:
+    """Give the prompt for another try: the first one, the reply to it, and why that can't be used."""
+    said = head_and_tail(reply, _MAX_REPLY)
+    why = f"Nothing was run, because your reply can't be used. {refusal}\n\nGive the whole edit again, mended."
+    return [
+        *first,
+        *([Part("reply", said, 20, "head_and_tail", role="assistant")] if said.strip() else []),
+        Part("refusal", why, required=True),
+    ]
 
 
-SECTION_ORDERS: dict[str, Order] = {
-    order.name: order
-    for order in (
-        Order(
-            "abstract",
-            "Write the abstract in three to five sentences: the question, what was tried, and what was found.",
-            600,
-            sums_up=True,
-        ),
-        Order(
-            "introduction",
-            "Write the introduction in four to eight sentences: what the experiment is about, which question is "
-            "asked of it, and which ideas were tried. Do not tell results.",
-            cites=True,
-        ),
-        Order(
-            "related_work",
-            "Write the section on related work in three to eight sentences: how the ideas that were tried stand to "
-            "the listed works. Say of a work only what its title and abstract say, and cite it in the same sentence.",
-            cites=True,
-        ),
-        Order(
-            "method",
-            "Write the section on the method in four to eight sentences: what the selected trial changed in the code, "
-            "and how that is meant to work. If no trial was selected, tell what the trials changed. Do not tell results.",
-            cites=True,
-        ),
-        Order(
-            "results",
-            "Write the section on results in four to eight sentences: what was measured on the test split, what the "
-            "trials, the ablations and the control gave, as far as there are any. Mention each figure where it fits.",
-            figures=True,
-        ),
-        Order(
-            "discussion",
-            "Write the discussion in three to six sentences: what the results say about the hypothesis, what may "
-            "explain them, and what one should look at next.",
-        ),
-        Order(
-            "limitations",
-            "Write on the limitations in three to six sentences: why a sceptical reader should be careful with these "
-            "results.",
-        ),
-    )
-}
-"""The sections by name, in the order of the paper."""
+def fenced(text: str, language: str = "") -> str:
+    """Give a text as a fenced block, with a fence that is not in it."""
+    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    ending = "" if text.endswith("\n") else "\n"
+    return f"{fence}{language}\n{text}{ending}{fence}"
 
-_LANGUAGES = {"en": "English", "ko": "Korean (한국어)"}
-_RULES = """\
-You write one part of a scientific paper about an experiment that a program carried out and measured.
-Your text is checked by a program. Sentences that break a rule are struck:
-- Type no number, neither in digits nor in words. Where a number belongs, write the key of a fact in double braces, \
-for example {example}; the value is put there for you, with its sign and unit. Use only keys that are listed.
-- A claim (better, worse, higher, significant, shows that, ...) names the fact that carries it in the same sentence, \
-and agrees with the verdict.
-- Right before a value say whose it is: the baseline's or the selected code's.
-- Cite works only as [@key] with a listed key. Speak of no other work.
-- Write plain sentences in paragraphs: no headings, tables, formulas, links, HTML or LaTeX. Names from the code stand \
-in `backticks`.
-- Write in {language}. Reply with the text and nothing else."""
-_VERDICTS = {
-    Verdict.IMPROVED: "the selected code IMPROVES on the baseline",
-    Verdict.NO_IMPROVEMENT: "NO IMPROVEMENT over the baseline was found",
-    Verdict.WORSE: "the selected code is WORSE than the baseline on the test split",
-    Verdict.INCONCLUSIVE: "INCONCLUSIVE: too little could be measured to say anything",
-}
-_TITLE = (
-    "Write a title for the paper, at most twelve words, in plain text on one line. It says what was studied, and "
-    "claims nothing: the outcome is added to it."
+
+_MEASURED = "It is measured afterwards, by code that you can't change, on data that your code need not read."
+_MEASURES = (
+    "Leave how it is measured and reported exactly as it is: a change of that is no result."
+)
+_OTHERWISE = (
+    "This is number {} of {} edits of this code that are made at the same time, each by somebody who does not see "
+    "the others: do it in another way than the first that comes to mind."
+)
+_SYSTEM = (
+    "You are a researcher. You test an idea by changing the code of an experiment, so that its metric gets better "
+    "honestly. Change what is asked and nothing else. A run has no network, and no other libraries than those that "
+    "are imported already and Python's own."
 )
 
 
-class Briefing:
-    """Makes prompts about one study.
-
-    Args:
-        study: what it is about.
-        facts: what may be named.
-        figures: name and meaning of each figure.
-        code: what the selected trial changed, as a diff.
-        language: two letters.
-
-    """
-
-    def __init__(
-        self,
-        study: Study,
-        facts: Mapping[str, Fact],
-        figures: Mapping[str, str],
-        code: str,
-        language: str,
-    ) -> None:
-        self._study = study
-        example = "{{ best_mean }}" if "best_mean" in facts else "{{ num_trials }}"
-        self._rules = _RULES.format(example=example, language=_LANGUAGES[language])
-        main = [fact for fact in facts.values() if _is_main(fact)]
-        more = [fact for fact in facts.values() if not _is_main(fact)]
-        self._known = [
-            Part("verdict", _verdict(study), required=True),
-            Part("study", _about(study), priority=7, shrink="head_and_tail"),
-            Part("more facts", _listed("More facts:", more), priority=4, shrink="head_and_tail"),
-            Part("ideas", _ideas(study), priority=5, shrink="head_and_tail"),
-            Part("trials", _trials(study), priority=3, shrink="head_and_tail"),
-            Part("code", _code(code), priority=2, shrink="head_and_tail"),
-            Part("figures", _figures(figures), priority=6),
-            Part("facts", _listed("Facts (key = value: meaning):", main), required=True),
-        ]
-        self._works = Part("works", _works(study), priority=4, shrink="head_and_tail")
-
-    @property
-    def instructions(self) -> str:
-        """All that is labd's own in the prompts, so that an echo of it is told."""
-        return "\n".join(
-            [self._rules, _TITLE, *(order.order for order in SECTION_ORDERS.values())]
-        )
-
-    @property
-    def vocabulary(self) -> frozenset[str]:
-        """The longer words in which the study speaks of itself."""
-        study = self._study
-        texts = [study.title, study.template, study.template_title, study.template_description]
-        texts += [study.metric.name, study.metric.description]
-        texts += [f"{idea.title} {idea.experiment}" for idea in study.ideas]
-        words = re.findall(r"[^\W\d_]{2,}", " ".join(texts).lower())
-        return frozenset(word for word in words if len(word) > 3 or word > "\u2e80")
-
-    def parts(self, order: Order, told: str) -> list[Part]:
-        """Give the prompt for a section; `told` is the text of the sections before it."""
-        parts = [Part("rules", self._rules, role="system", required=True), *self._known]
-        if order.cites:
-            parts.append(self._works)
-        if order.sums_up and told:
-            text = f"The sections of the paper:\n{told}"
-            parts.append(Part("sections", text, priority=6, shrink="head_and_tail"))
-        return [*parts, Part("order", order.order, priority=9, required=True)]
-
-    def title_parts(self, told: str) -> list[Part]:
-        """Give the prompt for the title."""
-        return [
-            Part("rules", self._rules, role="system", required=True),
-            *(part for part in self._known if part.name in {"study", "ideas", "code"}),
-            Part("sections", f"The paper:\n{told}", priority=6, shrink="head_and_tail"),
-            Part("order", _TITLE, priority=9, required=True),
-        ]
-
-    def repair(self, text: str, faults: Sequence[str]) -> tuple[Part, ...]:
-        """Give what is added to show a model what is wrong with its text."""
-        listed = "\n".join(f"- {fault}" for fault in faults)
-        order = (
-            f"These places break the rules:\n{listed}\nWrite the whole section again without these faults. Keep what "
-            "is good. Reply with the text and nothing else."
-        )
-        return (
-            Part("reply", text or "(nothing)", 8, "head_and_tail", role="assistant"),
-            Part("repair", order, priority=9, required=True),
-        )
-
-    def revision(self, text: str, comments: str) -> list[Part]:
-        """Give what is added to have a section written again after a review."""
-        order = "Write this section again, whole, so that it answers what of the comments concerns it. All rules hold."
-        return [
-            Part("reply", text or "(nothing)", 8, "head_and_tail", role="assistant"),
-            Part("comments", f"Reviewers said:\n{comments}", priority=7, shrink="head_and_tail"),
-            Part("revision", order, priority=9, required=True),
-        ]
-
-
-def _is_main(fact: Fact) -> bool:
-    return not fact.key.startswith(("trial_", "ablation_", "control_", "against_"))
-
-
-def _listed(heading: str, facts: Sequence[Fact]) -> str:
-    lines = [f"{{{{ {fact.key} }}}} = {fact.shown}: {fact.meaning}" for fact in facts]
-    return "\n".join([heading, *lines]) if lines else ""
-
-
-def _verdict(study: Study) -> str:
-    claim = study.claim
-    lines = [f"Verdict: {_VERDICTS[claim.verdict]}. The rule: {claim.reason}"]
-    if study.best_trial is None:
-        lines.append(
-            "No trial was selected, because none was better than the baseline on validation."
-        )
-    return " ".join(lines)
-
-
-def _about(study: Study) -> str:
+def _task(template: Template) -> str:
+    metric = template.metric
     return (
-        f"The experiment: {study.template_title}. {study.template_description}\n"
-        f"The metric: {study.metric.name} ({study.metric.description}); {study.metric.better} is better.\n"
-        "How it was done: a language model proposed ideas and changed the experiment's code; each change is a trial, "
-        "run once on the validation split. The best trial was selected on validation alone, then it and the baseline "
-        "were run again on the test split over the same fresh seeds."
+        f"# The experiment: {template.title}\n{template.description}\n\n"
+        f"Metric: {metric.name}, {metric.better} is better. {metric.description}\n"
+        f"{_MEASURED if template.evaluate else _MEASURES}\n"
+        f"One run may take {template.time_limit_s:g} s and {template.memory_bytes // 2**20} MiB of memory; "
+        "one that takes more counts as failed."
     )
-
-
-def _ideas(study: Study) -> str:
-    selected = {trial.name: trial.idea for trial in study.trials}.get(study.best_trial or "")
-    lines = [
-        f"- {idea.name}{' (of the selected trial)' if idea.name == selected else ''}: {_idea(idea)}"
-        for idea in study.ideas[:_MAX_IDEAS]
-    ]
-    return "\n".join(["The ideas:", *lines]) if lines else ""
 
 
 def _idea(idea: Idea) -> str:
-    said = f"{idea.title}. Hypothesis: {idea.hypothesis} Change: {idea.experiment}"
-    return printable(" ".join(said.split()), 600)
-
-
-def _trials(study: Study) -> str:
-    lines = [
-        f"- {trial.name} ({trial.move}, {trial.idea}"
-        f"{f', from {trial.parent}' if trial.parent else ''}): {trial.status.replace('_', ' ')}; "
-        f"{printable(' '.join(trial.plan.split()), 200)}"
-        for trial in study.trials[:_MAX_TRIALS]
-    ]
-    return "\n".join(["The trials:", *lines]) if lines else ""
-
-
-def _code(code: str) -> str:
-    if not code.strip():
-        return ""
-    return f"What the selected trial changed in the code:\n{head_and_tail(code, _MAX_CODE_CHARS)}"
-
-
-def _figures(figures: Mapping[str, str]) -> str:
-    lines = [f"{{{{ figure_{name} }}}}: {meaning}" for name, meaning in figures.items()]
     return (
-        "\n".join(["Figures (the key is shown as the figure's number):", *lines]) if lines else ""
+        f"# The idea: {idea.title}\n"
+        f"Hypothesis: {head_and_tail(idea.hypothesis, _MAX_IDEA)}\n"
+        f"What to change: {head_and_tail(idea.experiment, _MAX_IDEA)}"
     )
 
 
-def _works(study: Study) -> str:
-    lines = []
-    for work in study.references[:_MAX_WORKS]:
-        abstract = printable(" ".join(str(work.get("abstract") or "").split()), 300)
-        title = printable(str(work.get("title") or ""), 200)
-        lines.append(f"[@{work.get('key')}] {title}{f'. {abstract}' if abstract else ''}")
-    if not lines:
-        return "No works were fetched: cite nothing, and do not speak of other work."
-    return "\n".join(["Works that may be cited:", *lines])
+def _files(title: str, files: Mapping[str, str]) -> str:
+    if not files:
+        return ""
+    shown = [
+        f"{path}\n{fenced(text, 'python' if path.endswith('.py') else '')}"
+        for path, text in sorted(files.items())
+    ]
+    return "\n\n".join([f"# {title}", *shown])
+
+
+def _tried(trials: Sequence[Trial], others: Sequence[Trial], name: str) -> str:
+    lines = [_line(trial, name) for trial in trials[-_MAX_LISTED:]]
+    good = [trial for trial in others if trial.value is not None]
+    elsewhere = [_line(trial, name) for trial in good[-_MAX_OTHERS:]]
+    found = "# What was tried of this idea\n" + "\n".join(lines) if lines else ""
+    if elsewhere:
+        found += "\n\n# What was tried of other ideas\n" + "\n".join(elsewhere)
+    return found.strip()
+
+
+def _line(trial: Trial, name: str) -> str:
+    came_from = "the template" if trial.parent is None else trial.parent
+    plan = printable(trial.plan.split("\n")[0], 160)
+    return (
+        f"- {trial.name} ({trial.move}, from {came_from}): {outcome(trial, name)}. {plan}".rstrip()
+    )
+
+
+def outcome(trial: Trial, name: str) -> str:
+    """Tell in a few words what came of a trial."""
+    if trial.refused is not None:
+        return f"not run: {printable(trial.refused, 160)}"
+    if trial.value is not None:
+        return f"{name} {trial.value:.6g}"
+    reason = "" if trial.run is None else printable(trial.run.reason or "", 200)
+    return f"{trial.status}: {reason}"
+
+
+def _state(
+    baseline: Run, parent: Trial | None, trials: Sequence[Trial], name: str, better: str
+) -> str:
+    lines = [f"The unchanged experiment has {name} {baseline.value:.6g}."]
+    values = [trial.value for trial in trials if trial.value is not None]
+    if values:
+        best = max(values) if better == "higher" else min(values)
+        lines.append(f"The best trial of this idea so far has {best:.6g}.")
+    if parent is not None:
+        lines.append(
+            f"The code above is that of {parent.name}, which gave: {outcome(parent, name)}."
+        )
+    return "\n".join(lines)
+
+
+def _form(paths: Sequence[str]) -> str:
+    path = paths[0]
+    return (
+        f"Only these files may be changed: {', '.join(paths)}. First say in two or three sentences what you change "
+        "and why. Then give the edit in one of two forms, with the name of the file on the line before each block.\n\n"
+        "For a small change, the lines to find, exactly as they are in the file and enough of them that they are "
+        f"there once, and the lines to put in their place:\n\n{path}\n<<<<<<< SEARCH\nold lines\n=======\nnew lines\n"
+        f">>>>>>> REPLACE\n\nFor a large change, the whole new file, with nothing left out:\n\n{path}\n"
+        "```\nall of the new file\n```"
+    )

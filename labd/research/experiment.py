@@ -1,38 +1,51 @@
-"""One run of a template's command in the sandbox, and the reading of what it left behind.
+"""One run of a template's command in the sandbox, with its evaluation where the template has one.
 
-What a run writes is hostile until checked here: afterwards a run is a value with a reason beside
-each value that is missing. Knows the sandbox as a given tool and nothing of searches or papers.
+What a run writes is hostile: `labd.research.measure` reads it. Afterwards a run is a value, or a reason
+why there is none. Knows the sandbox as a given tool and nothing of searches or papers.
 """
 
 import hashlib
-import json
-import math
 import os
-import re
 import signal
-import stat
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from labd.errors import LabdError, StorageError
+from labd.errors import LabdError, ResearchError, StorageError
 from labd.files import write_atomic, write_json
-from labd.research.record import Run, TrialStatus
+from labd.research.early import Stop, Watch, watching
+from labd.research.measure import (
+    MAX_KILLED,
+    METRICS_NAME,
+    Measured,
+    judge,
+    judge_evaluation,
+    read_pictures,
+)
+from labd.research.record import Run
 from labd.sandbox import Ending, Limits, SandboxResult
-from labd.template import Param, Template, fill_command
+from labd.template import (
+    Param,
+    Stage,
+    Template,
+    ai_scientist,
+    autoresearch,
+    copy_files,
+    fill_command,
+    fill_evaluate,
+)
+from labd.template.model import INPUTS, RUN_DIR, TEMPLATE_DIR
 from labd.text import printable
 
-MAX_METRICS_BYTES = 4 * 2**20
-MAX_CURVE_POINTS = 1000
-MAX_CURVES = 32
-MAX_ABS_VALUE = 1e100
-"""A larger metric is taken for a mistake; the statistics square what they get."""
+Split = Literal["validation", "test"]
 
-_CURVE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_WORK = "/work"
+_PARAMS = f"{_WORK}/params.json"
 _REMOVE_TIMEOUT_S = 600.0
+_PLOT_LIMIT_S = 600.0
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -40,9 +53,6 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-
-
-_MAX_KILLED = 3
 _KILLED_PAUSE_S = 0.5
 """Whoever kills all processes kills this one too within that time, and nothing is recorded."""
 
@@ -67,6 +77,7 @@ class SandboxTool(Protocol):
         gpus: Sequence[int],
         log: Path | None,
         cancelled: threading.Event | None,
+        cwd: str,
     ) -> SandboxResult:
         """Run `argv` with `workdir` as its only writable place and say how it ended."""
         ...
@@ -94,66 +105,86 @@ def run_one(
     name: str,
     params: Mapping[str, Param],
     seed: int,
-    split: Literal["validation", "test"],
+    split: Split,
     results_dir: Path,
     gpus: Sequence[int] = (),
     code: Path | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Run the template's command once and give what it measured, or why it measured nothing.
 
-    `code`: a directory that the command sees in place of the template's own.
+    `code`: a directory that the command sees in place of the template's own. Where the template has an
+    evaluation, that alone measures, in a sandbox of its own with the template's own files. `watch` looks at the run's
+    output directory while it goes on, and once after its end; a run that it calls hopeless is ended, and has no value.
 
     A run that somebody killed, the kernel short of memory perhaps, says nothing about the experiment:
     it is run again, and counts as crashed only if that happens three times.
 
-    Leaves ``runs/<name>/`` with `params.json`, `log.txt` and, of a good run, `metrics.json`. The
-    run's own directory is removed when it has been read: it is of any size and holds anything.
+    Leaves ``runs/<name>/`` with `params.json`, `log.txt` and, of a good run, `metrics.json`; with an evaluation
+    `evaluation.txt`, its log, and where the baseline drew something of its own, `plots/`. The run's own
+    directory is removed when it has been read: it is of any size and holds anything.
 
     Raises:
         Cancelled: `tools.cancelled` was set.
+        ResearchError: nobody looked for the template's data.
         SandboxError: there is no sandbox, so nothing was run.
         StorageError: the disk would not take the run's files.
 
     """
     if tools.cancelled.is_set():
         raise Cancelled("the task was cancelled")
-    directory = results_dir / "runs" / name
-    work = directory / "work"
-
-    def once() -> SandboxResult:
-        _prepare(directory, work, params)
-        return tools.sandbox.run(
-            fill_command(
-                template, params="/work/params.json", seed=seed, split=split, out_dir="/work"
-            ),
-            workdir=work,
-            read_only={"/inputs/template": code or template.directory},
-            env=_environment(template.cpus_per_run),
-            limits=Limits(wall_s=template.time_limit_s, memory_bytes=template.memory_bytes),
-            gpus=gpus,
-            log=directory / "log.txt",
-            cancelled=tools.cancelled,
-        )
-
+    place = _Place(template, results_dir / "runs" / name, code)
+    runner = _Runner(
+        template, tools, name, tuple(gpus), read_only=_inputs(template, code, place.empty)
+    )
     try:
-        result = once()
-        for _ in range(_MAX_KILLED - 1):
-            if not _was_killed(result):
-                break
-            tools.cancelled.wait(_KILLED_PAUSE_S)
-            result = once()
-        if result.ending is Ending.CANCELLED:
-            raise Cancelled("the task was cancelled", where=name)
-        measured = _judge(result, template, work)
+        with watching(watch, place.out_dir, tools.cancelled) as stop:
+            result = runner.run(
+                fill_command(
+                    template, params=_PARAMS, seed=seed, split=split, out_dir=place.told_out_dir
+                ),
+                place.work,
+                log=place.directory / "log.txt",
+                cwd=place.cwd,
+                prepare=lambda: place.prepare(params),
+                env=place.stage.env,
+                stop=stop,
+            )
+        measured, wall_s = judge(result, template, place.out_dir, stop.reason), result.wall_s
+        if template.evaluate and measured.reason is None:
+            argv = fill_evaluate(template, params=_PARAMS, seed=seed, split=split, out_dir=_WORK)
+            evaluated = _evaluate(runner, place, argv, params)
+            wall_s += evaluated.wall_s
+            found = judge_evaluation(evaluated, template, place.evaluation)
+            measured = replace(
+                found, curves={**measured.curves, **found.curves}, steps=measured.steps
+            )
         if measured.raw is not None:
-            write_atomic(directory / "metrics.json", measured.raw)
+            write_atomic(place.directory / METRICS_NAME, measured.raw)
+        if code is None and split == "validation" and measured.reason is None:
+            _draw(runner, place)
     except OSError as error:
         raise StorageError(
-            f"the run's files could not be written: {error.strerror}", where=str(directory)
+            f"the run's files could not be written: {error.strerror}", where=str(place.directory)
         ) from error
     finally:
         # Also on a full disk: what the run left is what fills it.
-        remove_tree(work)
+        place.clear()
+    return _record(
+        measured, result, name=name, params=params, seed=seed, split=split, wall_s=wall_s
+    )
+
+
+def _record(
+    measured: Measured,
+    result: SandboxResult,
+    *,
+    name: str,
+    params: Mapping[str, Param],
+    seed: int,
+    split: Split,
+    wall_s: float,
+) -> Run:
     return Run(
         name=name,
         params=dict(params),
@@ -163,11 +194,173 @@ def run_one(
         value=measured.value,
         reason=measured.reason,
         curves=measured.curves,
-        wall_s=round(result.wall_s, 3),
+        steps=measured.steps,
+        wall_s=round(wall_s, 3),
         exit_code=result.exit_code,
         directory=f"runs/{name}",
         metrics_sha256=None if measured.raw is None else hashlib.sha256(measured.raw).hexdigest(),
     )
+
+
+class _Place:
+    """Where one run lies on the disk, and how it is told that inside."""
+
+    def __init__(self, template: Template, directory: Path, code: Path | None) -> None:
+        self.directory = directory
+        self.work = directory / "work"
+        self.evaluation = directory / "evaluation"
+        self.empty = directory / "empty"
+        self._template, self._code = template, code
+        self.stage = _stage(template, edited=code is not None)
+        self.home = self.work / self.stage.directory
+        self.out_dir = self.home / self.stage.out_dir
+        self.cwd = os.path.normpath(f"{_WORK}/{self.stage.directory}")
+        self.told_out_dir = _WORK if template.style == "labd" else self.stage.out_dir
+
+    def prepare(self, params: Mapping[str, Param]) -> None:
+        """Make the directory anew, as the run expects it."""
+        remove_tree(self.directory)
+        self.work.mkdir(parents=True)
+        write_json(self.directory / "params.json", dict(params))
+        if self._template.private:
+            self.empty.touch(0o444)
+        if self._template.style == "labd":
+            write_json(self.work / "params.json", dict(params))
+            return
+        copy_files(self._template, self.home, self._code)
+        # What the author's own run left would be taken for what this one does.
+        remove_tree(self.home / "run_0")
+        for link, data in self.stage.links.items():
+            (self.work / link).parent.mkdir(parents=True, exist_ok=True)
+            (self.work / link).symlink_to(f"{INPUTS}/{data}")
+
+    def clear(self) -> None:
+        """Remove what untrusted code had in its hands."""
+        remove_tree(self.evaluation)
+        remove_tree(self.work)
+        self.empty.unlink(missing_ok=True)
+
+
+def _stage(template: Template, *, edited: bool) -> Stage:
+    match template.style:
+        case "ai_scientist":
+            return ai_scientist.stage(template, edited=edited)
+        case "autoresearch":
+            return autoresearch.stage(template)
+    return Stage(".", ".")
+
+
+def _inputs(template: Template, code: Path | None, empty: Path) -> dict[str, Path]:
+    """Give what a run sees of the host, by the place inside; in place of a private file the one that is `empty`."""
+    if template.mounts is None and template.data:
+        raise ResearchError(
+            f"nobody looked for the data of the template {template.name}",
+            where=", ".join(template.data),
+            fix="Give it through labd.template.with_data first",
+        )
+    data = {f"{INPUTS}/{name}": path for name, path in (template.mounts or {}).items()}
+    hidden = {f"{TEMPLATE_DIR}/{name}": empty for name in template.private}
+    return {TEMPLATE_DIR: code or template.directory, **hidden, **data}
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """Calls the sandbox for one run."""
+
+    template: Template
+    tools: Tools
+    name: str
+    gpus: tuple[int, ...]
+    read_only: Mapping[str, Path]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        work: Path,
+        *,
+        log: Path,
+        prepare: Callable[[], None],
+        cwd: str = _WORK,
+        env: Mapping[str, str] | None = None,
+        read_only: Mapping[str, Path] | None = None,
+        wall_s: float | None = None,
+        stop: Stop | None = None,
+    ) -> SandboxResult:
+        """Run a command, again while it is killed from outside, each time after `prepare`, unless `stop` ends it.
+
+        Raises:
+            Cancelled: the work was called off meanwhile.
+
+        """
+        template, cancelled = self.template, stop.event if stop else self.tools.cancelled
+
+        def once() -> SandboxResult:
+            prepare()
+            return self.tools.sandbox.run(
+                argv,
+                workdir=work,
+                read_only=read_only or self.read_only,
+                env={**_environment(template.cpus_per_run), **template.env, **(env or {})},
+                limits=Limits(
+                    wall_s=wall_s or template.time_limit_s, memory_bytes=template.memory_bytes
+                ),
+                gpus=self.gpus,
+                log=log,
+                cancelled=cancelled,
+                cwd=cwd,
+            )
+
+        result = once()
+        for _ in range(MAX_KILLED - 1):
+            if not _was_killed(result):
+                break
+            cancelled.wait(_KILLED_PAUSE_S)
+            result = once()
+        if result.ending is Ending.CANCELLED and not (stop and stop.reason):
+            raise Cancelled("the task was cancelled", where=self.name)
+        return result
+
+
+def _evaluate(
+    runner: _Runner, place: _Place, argv: Sequence[str], params: Mapping[str, Param]
+) -> SandboxResult:
+    """Measure what the run left, which is seen read-only, by the template's own files and never by changed ones."""
+
+    def prepare() -> None:
+        remove_tree(place.evaluation)
+        place.evaluation.mkdir()
+        write_json(place.evaluation / "params.json", dict(params))
+
+    _open(place.work)
+    whole = _inputs(replace(runner.template, private=()), None, place.empty)
+    return runner.run(
+        argv,
+        place.evaluation,
+        log=place.directory / "evaluation.txt",
+        prepare=prepare,
+        read_only={**whole, RUN_DIR: place.out_dir},
+    )
+
+
+def _draw(runner: _Runner, place: _Place) -> None:
+    """Let another system's directory draw the plots of its baseline; what it can't draw is left out."""
+    files = runner.template.files_sha256
+    if runner.template.style != "ai_scientist" or ai_scientist.PLOT not in files:
+        return
+    runner.run(
+        ["python", ai_scientist.PLOT],
+        place.work,
+        log=place.directory / "plot.txt",
+        prepare=lambda: None,
+        cwd=place.cwd,
+        env=place.stage.env,
+        wall_s=min(_PLOT_LIMIT_S, runner.template.time_limit_s),
+    )
+    pictures = read_pictures(place.home, besides=files)
+    if pictures:
+        (place.directory / "plots").mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        write_atomic(place.directory / "plots" / name, picture)
 
 
 def remove_tree(path: Path) -> None:
@@ -182,35 +375,24 @@ def remove_tree(path: Path) -> None:
     for command in commands:
         if not os.path.lexists(path):
             return
-        subprocess.run(
-            [*command, "--", str(path)],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_REMOVE_TIMEOUT_S,
-        )
+        _call(*command, "--", str(path))
     if os.path.lexists(path):
         raise StorageError("the directory could not be removed", where=printable(str(path)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    status: TrialStatus
-    value: float | None = None
-    reason: str | None = None
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    raw: bytes | None = None
+def _open(path: Path) -> None:
+    """Let another user read what lies there, as the sandbox of the evaluation may have one; links are not followed."""
+    _call("chmod", "-R", "a+rX", "--", str(path))
 
 
-class _NoMetricError(Exception):
-    """Internal: why `metrics.json` gives no value."""
-
-
-def _prepare(directory: Path, work: Path, params: Mapping[str, Param]) -> None:
-    remove_tree(directory)
-    work.mkdir(parents=True)
-    write_json(directory / "params.json", dict(params))
-    write_json(work / "params.json", dict(params))
+def _call(*command: str) -> None:
+    subprocess.run(
+        command,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_REMOVE_TIMEOUT_S,
+    )
 
 
 def _environment(cpus: int) -> dict[str, str]:
@@ -218,125 +400,5 @@ def _environment(cpus: int) -> dict[str, str]:
     return {**dict.fromkeys(_THREAD_VARIABLES, str(cpus)), "PYTHONHASHSEED": "0"}
 
 
-def _judge(result: SandboxResult, template: Template, work: Path) -> _Measured:
-    over = {
-        Ending.OUTPUT_LIMIT: "it printed more than it may",
-        Ending.DISK_LIMIT: "it wrote more to disk than it may",
-        Ending.CPU_LIMIT: "it used more CPU time than it may",
-        Ending.MEMORY_LIMIT: "it took more memory than it may",
-    }
-    if result.ending is Ending.TIMED_OUT:
-        reason = f"it did not end within its {template.time_limit_s:g} s"
-        return _Measured(TrialStatus.TIMED_OUT, reason=reason)
-    if result.ending in over:
-        return _Measured(TrialStatus.LIMIT, reason=over[result.ending])
-    if result.ending is Ending.KILLED:
-        reason = f"its sandbox was killed from outside, {_MAX_KILLED} times"
-        return _Measured(TrialStatus.CRASHED, reason=reason)
-    if result.exit_code != 0:
-        return _Measured(TrialStatus.CRASHED, reason=_crash_reason(result))
-    try:
-        raw = _read_metrics(work / "metrics.json")
-        parsed = _parse(raw)
-        value = _metric(parsed, template.metric.name)
-    except _NoMetricError as error:
-        return _Measured(TrialStatus.NO_METRIC, reason=str(error))
-    return _Measured(TrialStatus.OK, value=value, curves=_curves(parsed.get("curves")), raw=raw)
-
-
 def _was_killed(result: SandboxResult) -> bool:
     return result.ending is Ending.KILLED or result.exit_code == -signal.SIGKILL
-
-
-def _crash_reason(result: SandboxResult) -> str:
-    code = result.exit_code
-    if code is None:
-        how = "it was killed"
-    elif code < 0:
-        how = f"it was ended by {_signal_name(-code)}"
-    else:
-        how = f"it ended with exit code {code}"
-    lines = [line.strip() for line in result.output.splitlines() if line.strip()]
-    return f"{how}: {printable(lines[-1], 300)}" if lines else f"{how} and printed nothing"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _read_metrics(path: Path) -> bytes:
-    """Read a file that untrusted code named, without following, waiting for or trusting anything."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise _NoMetricError("it wrote no metrics.json") from error
-    except OSError as error:
-        reason = f"its metrics.json is not a plain readable file: {error.strerror}"
-        raise _NoMetricError(reason) from error
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
-            raise _NoMetricError("its metrics.json is not a plain file with one name")
-        if info.st_size > MAX_METRICS_BYTES:
-            raise _NoMetricError(f"its metrics.json has more than {MAX_METRICS_BYTES} bytes")
-        return os.read(fd, MAX_METRICS_BYTES)
-    finally:
-        os.close(fd)
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(raw)
-    except RecursionError as error:
-        raise _NoMetricError("its metrics.json is nested too deep") from error
-    except ValueError as error:
-        raise _NoMetricError(
-            f"its metrics.json is not JSON: {printable(str(error), 200)}"
-        ) from error
-    if not isinstance(parsed, dict):
-        raise _NoMetricError("its metrics.json is not a JSON object")
-    return parsed
-
-
-def _metric(parsed: Mapping[str, Any], name: str) -> float:
-    metrics = parsed.get("metrics")
-    if not isinstance(metrics, dict):
-        raise _NoMetricError("its metrics.json has no object named metrics")
-    if name not in metrics:
-        raise _NoMetricError(f"its metrics.json has no metric named {name}")
-    value = metrics[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _NoMetricError(f"its metric {name} is not a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _NoMetricError(f"its metric {name} is {value}")
-    if abs(value) > MAX_ABS_VALUE:
-        raise _NoMetricError(f"its metric {name} is beyond {MAX_ABS_VALUE:g}")
-    return float(value)
-
-
-def _curves(given: object) -> dict[str, list[float]]:
-    """Give the curves that are lists of numbers, each up to its first point that isn't one."""
-    if not isinstance(given, dict):
-        return {}
-    kept: dict[str, list[float]] = {}
-    for name, points in given.items():
-        if len(kept) < MAX_CURVES and _CURVE_NAME.fullmatch(name) and isinstance(points, list):
-            good = _leading_numbers(points)
-            if good:
-                kept[name] = good
-    return kept
-
-
-def _leading_numbers(points: Sequence[object]) -> list[float]:
-    good: list[float] = []
-    for point in points[:MAX_CURVE_POINTS]:
-        if isinstance(point, bool) or not isinstance(point, int | float):
-            break
-        # NaN compares as false, so it ends the curve here as infinity does.
-        if not abs(point) <= MAX_ABS_VALUE:
-            break
-        good.append(float(point))
-    return good

@@ -20,6 +20,8 @@ class TrialStatus(StrEnum):
     TIMED_OUT = "timed_out"
     NO_METRIC = "no_metric"
     LIMIT = "limit"
+    HOPELESS = "hopeless"
+    """Its curve was, and it was stopped."""
 
 
 class Run(Record):
@@ -37,6 +39,8 @@ class Run(Record):
     """Why there is no value, in one line; ``None`` where there is one."""
     curves: dict[str, list[FiniteFloat]] = Field(default_factory=dict)
     """Series by step that the run reported, such as ``train_loss``; at most 1000 points each."""
+    steps: dict[str, list[FiniteFloat]] = Field(default_factory=dict)
+    """Of those curves that it reported while it went on: the step of each point."""
     wall_s: float
     exit_code: int | None
     directory: str
@@ -158,17 +162,21 @@ class ResearchRecord(Record):
 
 def outcome_lines(record: ResearchRecord) -> list[str]:
     """Tell what was measured, in three lines for a terminal."""
-    claim, metric, counts = record.claim, record.metric, record.counts
+    metric, counts = record.metric, record.counts
     trials = f"{counts['trials']} trials, {counts['ok']} of them gave a value"
     lines = [f"{trials}; {counts['runs']} runs in all; {metric.name}: {metric.better} is better"]
+    return [*lines, *claim_lines(record.claim, metric.name)]
+
+
+def claim_lines(claim: Claim, metric: str) -> list[str]:
+    """Tell what a claim says, in two lines for a terminal."""
     if claim.baseline and claim.best and claim.difference is not None:
         low, high = claim.difference_low, claim.difference_high
         between = "" if low is None or high is None else f" (95 %: {low:+.4f} to {high:+.4f})"
-        lines.append(
-            f"{metric.name} on test, {claim.best.n} fresh seeds: {claim.baseline.mean:.4f} → "
+        compared = (
+            f"{metric} on test, {claim.best.n} fresh seeds: {claim.baseline.mean:.4f} → "
             f"{claim.best.mean:.4f}, difference {claim.difference:+.4f}{between}"
         )
     else:
-        lines.append("nothing to compare with the baseline on the test split")
-    lines.append(f"{claim.verdict.value.replace('_', ' ')}: {claim.reason}")
-    return lines
+        compared = "nothing to compare with the baseline on the test split"
+    return [compared, f"{claim.verdict.value.replace('_', ' ')}: {claim.reason}"]

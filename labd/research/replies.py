@@ -72,11 +72,13 @@ def _is_refusal(text: str) -> bool:
 
 
 def _is_echo(text: str, messages: Sequence[Message]) -> bool:
-    """Say whether all of the reply is in the prompt, or a whole message of the prompt in the reply."""
+    """Say whether a reply is the beginning of the prompt or of a message in it, or holds a whole message.
+
+    What was shown in the middle of a message may well come back: a file, a paragraph without one of its sentences.
+    """
     said = _one_line(text)
-    # What the model itself said before may come back mended, be it only shorter.
-    asked = [_one_line(each.content) for each in messages if each.role != "assistant"]
-    if len(said) >= _ECHO_FROM and said in " ".join(asked):
+    asked = [_one_line(one.content) for one in messages if one.role != "assistant"]
+    if len(said) >= _ECHO_FROM and any(one.startswith(said) for one in (*asked, " ".join(asked))):
         return True
     return any(len(one) >= _ECHO_FROM and one in said for one in asked)
 

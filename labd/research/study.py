@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
-from labd.research.record import Claim, Provenance, Run
+from labd.research.record import Claim, Provenance, Run, claim_lines
 from labd.template import Metric, Record
 
 Role = Literal["ideas", "code", "write", "review"]
@@ -68,6 +68,8 @@ class Trial(Record):
     The others are its run's."""
     refused: str | None = None
     run: Run | None = None
+    same_as: str | None = None
+    """The run of the same code, here ``run``, that was made before; this trial has none of its own."""
     commit: str | None = None
     """In ``work/``; ``None`` where there was no edit to commit."""
     code_sha256: str | None = None
@@ -143,7 +145,9 @@ class Study(Record):
     counts: dict[str, int]
     """``ideas``, ``trials``, ``ok``, ``refused``, ``crashed``, …, ``runs``, ``calls``, ``failed_calls``."""
     hours: dict[str, FiniteFloat]
-    """``runs``, ``calls``: sums of recorded times, so that a resumed task says the same."""
+    """``runs``: the sum of recorded times, so that a resumed task says the same."""
+    run_s: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """Mean seconds of a confirming run, by ``baseline``, ``best``, ``control``: whether compute was equal."""
     models: list[ModelUse]
     references: list[dict[str, Any]] = Field(default_factory=list)
     """Records of works that were really fetched, by `key`; only these can be cited."""
@@ -155,3 +159,13 @@ class Study(Record):
     def context(self) -> dict[str, Any]:
         """Give the study as plain JSON data for templates."""
         return self.model_dump(mode="json")
+
+
+def study_lines(study: Study) -> list[str]:
+    """Tell what was done and measured, in three lines for a terminal."""
+    claim, counts = study.claim, study.counts
+    first = (
+        f"{counts['ideas']} ideas, {counts['trials']} trials, {counts['ok']} of them gave a value; "
+        f"{counts['runs']} runs in all; {study.metric.name}: {study.metric.better} is better"
+    )
+    return [first, *claim_lines(claim, study.metric.name)]

@@ -246,7 +246,7 @@ def _record(
         importances=_importances(brief, journal, found.trials, best),
         counts=_counts(found.trials, 1 + sum(map(len, confirmed))),
         provenance=provenance,
-        notes=[*found.notes, *failure_notes(arms)],
+        notes=[*found.notes, *failure_notes(arms), *template.cautions],
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from labd.llm.budget import Part
 from labd.research import wordlists
 from labd.research.asking import Answer, Asker
-from labd.research.briefing import SECTION_ORDERS, Briefing, Order
 from labd.research.checker import (
     Finding,
     Rules,
@@ -24,6 +23,7 @@ from labd.research.checker import (
     unmentioned,
 )
 from labd.research.facts import facts_of, verdicts
+from labd.research.paper_briefing import SECTION_ORDERS, Briefing, Order
 from labd.research.prose import Prose, Sentence, Words, read
 from labd.research.study import Study
 from labd.text import printable

@@ -1,26 +1,35 @@
 """A research task on its node: from the job to the brief, and the sweep or the study that it asks for."""
 
 import importlib
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from labd.archive import JOURNAL
+from labd.errors import ConfigError
 from labd.journal import Journal
+from labd.literature.model import Options
+from labd.literature.search import Literature
 from labd.log import Logger
 from labd.research.experiment import Tools
 from labd.research.groundwork import Brief
 from labd.research.paper import write_paper
+from labd.research.past import past_ideas
 from labd.research.record import outcome_lines
+from labd.research.researcher import Given, Plan, run_study
+from labd.research.study import Role, study_lines
 from labd.research.sweep import run_sweep
 from labd.task import TaskFile, TaskSpec
-from labd.template import Template, load_template
+from labd.template import Template, load_template, scaled, with_data, with_metric
 from labd.worker.boxes import CappedSandbox, progress_to
 
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
 
+LITERATURE = ".literature"
+"""Below the results: answers of indexes of papers, to be used again."""
 _DEADLINE_SHARE = (
     0.8  # of the task's timeout, after which the search stops and the paper is written
 )
@@ -36,7 +45,7 @@ def do_research(
     clock: float,
     pool: "Pool | None",
 ) -> dict[str, Any]:
-    """Do the research; give what belongs into the result: ``research`` and ``summary``.
+    """Do the research; give what belongs into the result: ``research``, ``summary``, ``tokens``.
 
     Raises:
         LabdError: it could not be done; the class says why.
@@ -46,24 +55,98 @@ def do_research(
     spec, results = task.spec, Path(job["results_dir"])
     for warning in spec.warnings():
         log.warning("task.key_ignored", key=warning)
-    template = load_template(
-        spec.template or "", roots=[Path(root) for root in job["template_roots"]]
-    )
+    template = _template(job, spec)
     tools = Tools(
         sandbox=CappedSandbox(job["sandbox"], spec.limits, job["min_free_bytes"], pool),
         cancelled=threading.Event(),
         progress=progress_to(log),
     )
+    brief = _brief(job, spec, template, gpus, clock)
     with Journal(results / JOURNAL, on_step=on_step) as journal:
         if len(journal):
             log.info("journal.resumed", steps=len(journal))
-        record = run_sweep(_brief(job, spec, template, gpus, clock), tools, journal, results)
+        if spec.by_llm:
+            return _study(job, spec, brief, tools=tools, journal=journal, pool=pool, log=log)
+        record = run_sweep(brief, tools, journal, results)
         log.info("stage.progress", stage="paper", done=0, total=1, detail="writing")
         rendered = write_paper(record, results)
     for warning in rendered.warnings:
         log.warning("paper.warning", detail=warning)
     log.info("stage.progress", stage="paper", done=1, total=1, detail="paper.pdf")
     return {"research": record.context(), "summary": outcome_lines(record)}
+
+
+def _study(
+    job: Mapping[str, Any],
+    spec: TaskSpec,
+    brief: Brief,
+    *,
+    tools: Tools,
+    journal: Journal,
+    pool: "Pool | None",
+    log: Logger,
+) -> dict[str, Any]:
+    if pool is None:
+        raise ConfigError("this attempt has no way to language models", where=job["node_id"])
+    plan = Plan(
+        brief,
+        models=_models(spec, job["default_model"]),
+        num_ctx=job["default_num_ctx"],
+        num_ideas=spec.num_ideas or 3,
+        policy=spec.search or "tree",
+        control=bool(spec.control),
+        max_tokens_total=spec.max_tokens_total,
+        num_reviews=3 if spec.num_reviews is None else spec.num_reviews,
+        improve=bool(spec.improve),
+        language=spec.language or "en",
+    )
+    results = Path(job["results_dir"])
+    past = past_ideas(results.parent, brief.template.name, without=job["task_id"])
+    published = run_study(plan, tools, journal, results, Given(pool, past, _shelf(job)))
+    for warning in published.warnings:
+        log.warning("paper.warning", detail=warning)
+    study, reviews = published.study, published.reviews
+    return {
+        "research": study.context(),
+        "reviews": None if reviews is None else reviews.as_data()["scores"],
+        "summary": study_lines(study),
+        "tokens": sum(use.prompt_tokens + use.output_tokens for use in study.models),
+    }
+
+
+def _shelf(job: Mapping[str, Any]) -> Literature | None:
+    """Give where papers are looked up; ``None`` where the settings name nothing."""
+    options = Options.model_validate(job["literature"])
+    if not options.library and not options.online:
+        return None
+    return Literature(options, Path(job["results_dir"]).parent / LITERATURE)
+
+
+def _models(spec: TaskSpec, default: str | None) -> dict[Role, str]:
+    """Give the model of each role: the task's, else the settings', else another role's."""
+    named = spec.model if isinstance(spec.model, dict) else {}
+    one = spec.model if isinstance(spec.model, str) else default or next(iter(named.values()), "")
+    if not one:
+        raise ConfigError(
+            "no model: neither the task nor the settings name one",
+            where="model",
+            fix="Add `model: …` to the task, or `llm: {model: …}` to config/labd.yaml",
+        )
+    return {role: named.get(role, one) for role in get_args(Role)}
+
+
+def _template(job: Mapping[str, Any], spec: TaskSpec) -> Template:
+    """Give the task's template with its data as it lies on this machine."""
+    roots, inputs, forbidden = (
+        [Path(root) for root in job[key]]
+        for key in ("template_roots", "input_roots", "forbidden_roots")
+    )
+    template = load_template(spec.template or "", roots=roots)
+    if spec.metric is not None:
+        template = with_metric(template, spec.metric.name, spec.metric.better)
+    if spec.scale is not None:
+        template = scaled(template, spec.scale)
+    return with_data(template, roots=inputs, forbidden=forbidden)
 
 
 def _brief(
@@ -78,7 +161,8 @@ def _brief(
         num_trials=spec.max_runs or template.num_trials,
         num_confirm_seeds=spec.num_seeds or template.num_confirm_seeds,
         parallel=max(1, int(job["num_cpus"] // per_run)),
-        deadline=clock + _DEADLINE_SHARE * job["timeout_s"],
+        deadline=clock
+        + min(_DEADLINE_SHARE * job["timeout_s"], 3600 * (spec.max_hours or math.inf)),
         task_text=job["task_text"],
         task_sha256=job["task_sha256"],
         gpus=tuple(gpus),

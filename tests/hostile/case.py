@@ -31,7 +31,7 @@ LIMITS = Limits(
     tmp_bytes=64 * MIB,
     output_bytes=8 * MIB,
 )
-_NAIVE_TIMEOUT_S, _NAIVE_SHORT_TIMEOUT_S = 30.0, 4.0
+_NAIVE_TIMEOUT_S, _NAIVE_SHORT_TIMEOUT_S, _READER_TIMEOUT_S = 30.0, 2.5, 2.0
 _SIGN = "ESCAPED"
 _SIGNED = re.compile(rf"^{_SIGN}", re.MULTILINE)
 
@@ -107,7 +107,7 @@ def _naive_reading(work: Path, stage: Stage, said: str) -> list[str]:
     """Read what was left as most programs would, and give what became of that."""
     command = [_python(), str(Path(__file__).parent / "naive.py"), str(work)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=5, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=_READER_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         return ["the reader hangs"]
     answer = done.stdout.decode(errors="replace") + said

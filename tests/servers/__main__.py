@@ -2,7 +2,7 @@
 
 import importlib
 
-NAMES = ("llama", "ollama", "lmstudio", "hostile", "tiny_model")
+NAMES = ("llama", "ollama", "lmstudio", "hostile", "scripted", "tiny_model")
 
 
 def main() -> None:

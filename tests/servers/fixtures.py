@@ -82,3 +82,10 @@ def running_hostile(*arguments: str) -> Iterator[RunningServer]:
     """Run the hostile server as a process; `HostileServer` is the same in a thread."""
     with _running("tests.servers.hostile", arguments) as server:
         yield server
+
+
+@contextmanager
+def running_scripted(*arguments: str) -> Iterator[RunningServer]:
+    """Run a node whose model behaves in one way, ``--behaviour=garbage``, or as a file says, ``--script=FILE``."""
+    with _running("tests.servers.scripted", arguments) as server:
+        yield server

@@ -22,7 +22,7 @@ from tests.servers.catalogue import Catalogue, Model, full_name, timestamp
 from tests.servers.counters import Counters
 from tests.servers.generation import End, Generation, Part
 from tests.servers.lifetime import Lifetime, ServerProcess, make_parser
-from tests.servers.scheduler import Rules, RunnerOptions, Scheduler, Wish
+from tests.servers.scheduler import Process, Rules, Runner, RunnerOptions, Scheduler, Wish
 from tests.servers.web import NDJSON, ClientLeft, Failure, Handler, Hangup, Server, lines
 
 _TEXT = "text/plain; charset=utf-8"
@@ -46,7 +46,7 @@ class Node:
         self._seconds_per_token = seconds_per_token
         self._cuda = cuda
 
-    def _start(self, model: Model, options: RunnerOptions) -> ServerProcess:
+    def _start(self, model: Model, options: RunnerOptions) -> Process:
         shift = () if ("shift", False) in options.others else ("--context-shift",)
         return ServerProcess(
             "tests.servers.llama",
@@ -83,13 +83,17 @@ class Node:
                 yield End("load")
                 return
             with runner.slots.hold(hangup), self.counters.generating(model.name):
-                talk = Generation(runner, body, messages, hangup)
-                for piece in talk.run(self._seconds_per_token):
+                for piece in self._talk(runner, body, messages, hangup):
                     if isinstance(piece, End):
                         self.counters.count(model.name, "served")
                         yield self._timed(piece, began, loaded)
                     else:
                         yield piece
+
+    def _talk(
+        self, runner: Runner, body: dict[str, Any], messages: list[dict[str, Any]], hangup: Hangup
+    ) -> Iterator[Part | End]:
+        return Generation(runner, body, messages, hangup).run(self._seconds_per_token)
 
     @staticmethod
     def _timed(end: End, began_ns: int, loaded_ns: int) -> End:

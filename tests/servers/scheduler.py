@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Protocol
 
 from tests.servers.catalogue import Model
 from tests.servers.counters import Counters
-from tests.servers.lifetime import ServerProcess
 from tests.servers.web import ClientLeft, Failure, Hangup
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
@@ -103,6 +103,28 @@ class Slots:
                 self._free += 1
 
 
+class Process(Protocol):
+    """What runs a loaded model."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+
+    def stop(self) -> object:
+        """End it, and wait for that."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
 class _State(Enum):
     LOADING = auto()
     READY = auto()
@@ -120,7 +142,7 @@ class Runner:
     state: _State = _State.LOADING
     users: int = 0
     expires_at_s: float = math.inf
-    process: ServerProcess | None = None
+    process: Process | None = None
 
     @property
     def url(self) -> str:
@@ -159,7 +181,7 @@ class Scheduler:
         self,
         rules: Rules,
         counters: Counters,
-        start: Callable[[Model, RunnerOptions], ServerProcess],
+        start: Callable[[Model, RunnerOptions], Process],
     ) -> None:
         self.rules, self._counters, self._start = rules, counters, start
         self._changed = threading.Condition()
@@ -285,7 +307,7 @@ class Scheduler:
             self._changed.notify_all()
         return runner
 
-    def _started(self, wish: Wish) -> ServerProcess:
+    def _started(self, wish: Wish) -> Process:
         if wish.hangup.wait(self.rules.load_s):
             self._counters.count(wish.model.name, "aborted_loads")
             raise Failure(499, "client closed request")

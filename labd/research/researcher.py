@@ -1,0 +1,393 @@
+"""The research that a language model proposes and labd disposes of: from ideas to a reviewed paper.
+
+Calls the stages in order, each piece through the journal. Trials see the validation split only; the claim
+rests on the test split, over seeds that no trial used. Nothing that a model says becomes a number.
+"""
+
+import itertools
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from labd.errors import StorageError
+from labd.files import write_json
+from labd.journal import Journal
+from labd.llm.model import Chat
+from labd.research.ablation import ablate, pieces, seconds_needed
+from labd.research.allowance import Allowance
+from labd.research.asking import Asker
+from labd.research.bench import Bench
+from labd.research.control import Searched, control_of, search_without_model
+from labd.research.evidence import Arm, confirm, failure_notes, judge, values_of
+from labd.research.experiment import Tools
+from labd.research.groundwork import (
+    Brief,
+    baseline_failed,
+    check_means,
+    recorded_provenance,
+    run_baseline,
+)
+from labd.research.hunks import patch
+from labd.research.ideas import gather_ideas
+from labd.research.measure import settled
+from labd.research.novelty import LookedUp, Shelf, look_up
+from labd.research.past import PastIdea
+from labd.research.policy import Manner
+from labd.research.publishing import Published, publish
+from labd.research.record import Provenance, Run
+from labd.research.search import Better
+from labd.research.study import Ablation, Idea, Policy, Role, Study, Trial
+from labd.research.sweep import select
+from labd.research.trials import Workshop, run_trials
+from labd.research.worktree import Worktree
+from labd.template import Template, refuse_researcher, seed_ideas, snapshot
+
+IDEAS_FILE = "ideas.json"
+EXPLORING_SHARE = 0.7
+"""Of the tokens and the time, for ideas and trials: the rest is kept for evidence, paper and reviews."""
+MAX_FILE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked of a study beside its brief."""
+
+    brief: Brief
+    models: Mapping[Role, str]
+    num_ctx: int
+    num_ideas: int = 3
+    policy: Policy = "tree"
+    control: bool = False
+    max_tokens_total: int | None = None
+    num_reviews: int = 3
+    improve: bool = False
+    language: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a study is given from outside, beside the tools of every task."""
+
+    chat: Chat
+    past: Sequence[PastIdea] = ()
+    """What the lab tried before."""
+    shelf: Shelf | None = None
+    """``None``: no literature is searched."""
+
+
+def run_study(
+    plan: Plan, tools: Tools, journal: Journal, results_dir: Path, given: Given
+) -> Published:
+    """Have a model research, write and review; give the study and its reviews, with their files in `results_dir`.
+
+    The same journal gives the same study: no request that was answered and no run that ended is repeated.
+
+    Raises:
+        Cancelled: `tools.cancelled` was set.
+        ConfigError: the template changed while it was read, or names nothing that a model may change.
+        ResearchError: the template can't be judged: its baseline gives no value, or needs what is not there.
+        ModelError: no model could be reached at all.
+        SandboxError: there is no sandbox.
+        StorageError: the disk would not take the results.
+
+    """
+    check_means(plan.brief.template)
+    template = snapshot(plan.brief.template, results_dir / "template")
+    refuse_researcher(template, "llm")
+    brief = replace(plan.brief, template=template)
+    plan = replace(plan, brief=brief)
+    allowance = Allowance(plan.max_tokens_total, deadline=brief.deadline)
+    asker = Asker(
+        given.chat,
+        journal,
+        allowance,
+        models=plan.models,
+        num_ctx=plan.num_ctx,
+        calls_dir=results_dir / "calls",
+        seed=brief.seed,
+        cancelled=tools.cancelled,
+    )
+    provenance = recorded_provenance(brief, journal)
+    with _bench(plan, tools, journal, results_dir) as bench:
+        baseline = run_baseline(bench, provenance)
+    # A foreign template may not say what it measures: then the baseline has.
+    brief = replace(brief, template=settled(template, baseline, results_dir))
+    plan = replace(plan, brief=brief)
+    with _bench(plan, tools, journal, results_dir) as bench:
+        desk = _Desk(plan, tools, journal, results_dir, given, bench, asker, allowance)
+        study, patch_text = _study(desk, provenance, baseline)
+    return publish(
+        study,
+        asker=asker,
+        tools=tools,
+        results_dir=results_dir,
+        patch=patch_text,
+        language=plan.language,
+        num_reviews=plan.num_reviews,
+        improved=plan.improve,
+    )
+
+
+def _bench(plan: Plan, tools: Tools, journal: Journal, results_dir: Path) -> Bench:
+    brief = plan.brief
+    return Bench(
+        brief.template,
+        tools,
+        journal,
+        results_dir,
+        parallel=brief.parallel,
+        gpus=brief.gpus,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """What each stage needs."""
+
+    plan: Plan
+    tools: Tools
+    journal: Journal
+    results_dir: Path
+    given: Given
+    bench: Bench
+    asker: Asker
+    allowance: Allowance
+
+    def limit(self, where: str, share: float = 1.0) -> str:
+        """Say which limit is reached, or nothing; recorded, so that a resumed task stops where it had stopped."""
+        said: str = self.journal.step(
+            f"limit/{where}", {"share": share}, lambda: self.allowance.out_of(share)
+        )
+        return said
+
+
+def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, str]:
+    """Give what was found, and what the selected code changed."""
+    brief, bench, template = desk.plan.brief, desk.bench, desk.bench.template
+    thought = _think(desk)
+    notes = [*template.cautions, *thought.notes]
+    work = Worktree(desk.results_dir, template, started_on=provenance.started_on)
+    with closing(work):
+        trials = _try_out(desk, thought.ideas, work, baseline, provenance, notes=notes)
+        best = best_of(trials, baseline, template.metric.better)
+        work.show(None if best is None else best.name)
+        searched = _search_too(desk, baseline, provenance, trials, notes)
+        confirmed = _confirm(desk, work, provenance, best, searched)
+        if not values_of(confirmed["baseline"]):
+            raise baseline_failed(confirmed["baseline"], desk.results_dir)
+        ablations = _ablate(desk, work, provenance, best, confirmed, notes=notes)
+        changed = "" if best is None else patch(work.files(None), work.files(best.name))
+    measured = [trial.value for trial in trials if trial.run is not None]
+    control = None
+    if searched is not None:
+        control = control_of(
+            bench,
+            searched,
+            baseline=confirmed["baseline"],
+            confirmed=confirmed.get("control", []),
+            best=confirmed.get("best"),
+            planned=brief.num_confirm_seeds,
+            model_trials=len(measured),
+        )
+    runs = [baseline, *(trial.run for trial in trials if trial.run is not None)]
+    runs += [run for arm in confirmed.values() for run in arm]
+    runs += [run for ablation in ablations for run in ablation.runs]
+    runs += control.trials if control is not None else []
+    names = {"baseline": "the baseline", "best": "the selected code", "control": "the control"}
+    study = Study(
+        title=brief.title or template.title,
+        template=template.name,
+        template_title=template.title,
+        template_description=template.description,
+        policy=desk.plan.policy,
+        metric=template.metric,
+        baseline_run=baseline,
+        ideas=thought.ideas,
+        trials=trials,
+        best_trial=None if best is None else best.name,
+        confirm_baseline=confirmed["baseline"],
+        confirm_best=confirmed.get("best", []),
+        claim=judge(
+            bench,
+            measured,
+            confirmed["baseline"],
+            confirmed.get("best"),
+            planned=brief.num_confirm_seeds,
+        ),
+        ablations=ablations,
+        control=control,
+        counts=_counts(thought.ideas, trials, runs),
+        hours={"runs": sum(run.wall_s for run in runs) / 3600},
+        run_s={arm: statistics.mean(run.wall_s for run in of) for arm, of in confirmed.items()},
+        models=[],
+        references=[paper.model_dump(mode="json") for paper in thought.papers],
+        provenance=provenance,
+        notes=[*notes, *failure_notes({names[arm]: of for arm, of in confirmed.items()})],
+    )
+    return study, changed
+
+
+def _think(desk: _Desk) -> LookedUp:
+    """Gather ideas, look them up, and write them down before anything is tried."""
+    desk.tools.progress("ideas", 0, desk.plan.num_ideas, "thinking")
+    template = desk.bench.template
+    ideas = gather_ideas(
+        desk.asker,
+        template,
+        num_ideas=desk.plan.num_ideas,
+        past=desk.given.past,
+        seed_ideas=seed_ideas(template),
+    )
+    looked = look_up(ideas, desk.asker, desk.journal, desk.given.shelf)
+    write_ideas(desk.results_dir, template, looked.ideas)
+    desk.tools.progress("ideas", len(ideas), len(ideas), looked.ideas[0].title)
+    return looked
+
+
+def _try_out(
+    desk: _Desk,
+    ideas: Sequence[Idea],
+    work: Worktree,
+    baseline: Run,
+    provenance: Provenance,
+    *,
+    notes: list[str],
+) -> list[Trial]:
+    """Try the ideas, each with its share of the trials that are left; what ended that early goes to `notes`."""
+    template, most = desk.bench.template, desk.plan.brief.num_trials
+    trials: list[Trial] = []
+    shop = Workshop(
+        desk.bench,
+        desk.asker,
+        desk.journal,
+        desk.allowance,
+        work,
+        baseline,
+        manner=Manner(desk.plan.policy),
+        seed=provenance.search_seed,
+        share=EXPLORING_SHARE,
+        curves=template.curves,
+        progress=lambda stage, done, _total, detail: desk.tools.progress(
+            stage, len(trials) + done, most, detail
+        ),
+    )
+    for number, idea in enumerate(ideas):
+        share = -(-(most - len(trials)) // (len(ideas) - number))
+        tried = run_trials(idea, shop, max_trials=share, earlier=tuple(trials))
+        trials += tried.trials
+        if tried.stopped:
+            notes.append(f"The trials of {idea.name} ended early: {tried.stopped}")
+    return trials
+
+
+def best_of(trials: Sequence[Trial], baseline: Run, better: Better) -> Trial | None:
+    """Give the best trial on validation, the earliest of equals; `None` if none beats the baseline."""
+    runs = [trial.run for trial in trials if trial.run is not None and trial.value is not None]
+    chosen = select(baseline, runs, better)
+    return next((trial for trial in trials if trial.run == chosen), None) if chosen else None
+
+
+def _search_too(
+    desk: _Desk,
+    baseline: Run,
+    provenance: Provenance,
+    trials: Sequence[Trial],
+    notes: list[str],
+) -> Searched | None:
+    """Search without a model where the task asks for that, with as many trials as the model had runs."""
+    count = sum(trial.run is not None for trial in trials)
+    if not desk.plan.control or not count:
+        return None
+    reason = desk.limit("control")
+    if not desk.bench.template.space:
+        reason = "the template declares no parameters to search."
+    if reason:
+        notes.append(f"There was no search without a model to compare with: {reason}")
+        return None
+    searched = search_without_model(
+        desk.plan.brief, desk.bench, desk.journal, baseline, provenance, num_trials=count
+    )
+    notes += searched.notes
+    return searched
+
+
+def _confirm(
+    desk: _Desk,
+    work: Worktree,
+    provenance: Provenance,
+    best: Trial | None,
+    searched: Searched | None,
+) -> dict[str, list[Run]]:
+    """Run baseline, best and control on test, each over the same fresh seeds; give the runs by arm."""
+    baseline = desk.bench.template.baseline
+    arms = [Arm("baseline", baseline), *(searched.arms if searched is not None else [])]
+    with ExitStack() as stack:
+        if best is not None:
+            code = stack.enter_context(work.code("confirm", work.files(best.name)))
+            arms.insert(1, Arm("best", baseline, code))
+        runs = confirm(desk.bench, arms, provenance.confirm_seeds)
+    return {arm.name: of for arm, of in zip(arms, runs, strict=True)}
+
+
+def _ablate(
+    desk: _Desk,
+    work: Worktree,
+    provenance: Provenance,
+    best: Trial | None,
+    confirmed: Mapping[str, list[Run]],
+    *,
+    notes: list[str],
+) -> list[Ablation]:
+    """Take the winning code's changes away one at a time, where it has several and there is time."""
+    if best is None or not values_of(confirmed["best"]):
+        return []
+    old, new = work.files(None), work.files(best.name)
+    parts = pieces(desk.bench, old, new)
+    if not parts:
+        return []
+    needed_s = seconds_needed(desk.bench, parts, confirmed["best"])
+    left_s = desk.allowance.seconds_left()
+    short = left_s is not None and needed_s > left_s
+    if desk.journal.step("limit/ablation", {}, lambda: short):
+        notes.append("There was no time left to take the winning changes away one at a time.")
+        return []
+    places = itertools.count(1)
+    return ablate(
+        desk.bench,
+        parts,
+        new,
+        confirmed["best"],
+        seeds=provenance.confirm_seeds,
+        place=lambda files: work.code(f"ablation-{next(places):02d}", files),
+    )
+
+
+def _counts(ideas: Sequence[Idea], trials: Sequence[Trial], runs: Sequence[Run]) -> dict[str, int]:
+    by_status = dict.fromkeys(get_args(Trial.model_fields["status"].annotation), 0)
+    by_status |= Counter(trial.status for trial in trials)
+    return {"ideas": len(ideas), "trials": len(trials), **by_status, "runs": len(runs)}
+
+
+def write_ideas(results_dir: Path, template: Template, ideas: Sequence[Idea]) -> None:
+    """Write ``ideas.json``, by which later tasks know what was tried here.
+
+    Raises:
+        StorageError: the disk would not take it.
+
+    """
+    try:
+        write_json(
+            results_dir / IDEAS_FILE,
+            {
+                "template": template.name,
+                "ideas": [idea.model_dump(mode="json") for idea in ideas],
+            },
+        )
+    except OSError as error:
+        raise StorageError(
+            f"the ideas could not be written: {error.strerror}", where=str(results_dir)
+        ) from error
