@@ -1,155 +1,207 @@
-"""Research by language models in a real lab: a small template, tasks for it, and an audit of what came of them."""
+"""Studies for tests: complete and valid by default, one argument to change one thing."""
 
-import json
-import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from pypdf import PdfReader
+from labd.research.record import Claim, Run, TrialStatus, Verdict
+from labd.research.stats import compare, no_candidate
+from labd.research.study import Ablation, Control, Idea, ModelUse, Role, Study, Trial
+from labd.template import Metric
+from tests.records import make_provenance, make_run
 
-from labd.archive import Archive
-from labd.spool import Spool
-from labd.task import State
-from tests.factories import make_template, write_settings
-from tests.processes import wait_until
-
-DRIVER = """
-    import json, pathlib, random, sys
-    sys.path.insert(0, "/inputs/template")
-    params, seed, split, out_dir = sys.argv[1:]
-    from model import guess
-    x = json.loads(pathlib.Path(params).read_text())["x"]
-    (pathlib.Path(out_dir) / "guess.json").write_text(json.dumps(guess(x)))
-"""
-EVALUATE = """
-    import json, pathlib, random, sys
-    run_dir, seed, split, out_dir = sys.argv[1:]
-    guess = float(json.loads((pathlib.Path(run_dir) / "guess.json").read_text()))
-    noise = random.Random(f"{seed}{split}").gauss(0, 0.01)
-    score = max(0.0, 1 - (guess - 0.7) ** 2) + noise
-    (pathlib.Path(out_dir) / "metrics.json").write_text(json.dumps({"metrics": {"score": score}}))
-"""
-MODEL = '''"""What is to be improved: a guess at a number that nobody tells."""
-
-
-def guess(x):
-    """Give the guess for the parameter x."""
-    return 0.1 + x * 0.1
-'''
+TASK_TEXT = "kind: research\ntemplate: digits\nresearcher: llm\nmodel: tiny\nseed: 7\n"
+METRIC = Metric(name="accuracy", better="higher", description="share of digits named correctly")
+HUNK = "@@ -10,2 +10,2 @@\n-hidden = 64\n+hidden = 128\n"
+REFERENCES: list[dict[str, Any]] = [
+    {
+        "key": "lecun1998gradient",
+        "title": "Gradient-Based Learning Applied to Document Recognition",
+        "authors": ["LeCun, Yann", "Léon Bottou", "Yoshua Bengio", "Patrick Haffner"],
+        "year": 1998,
+        "venue": "Proceedings of the IEEE",
+        "doi": "10.1109/5.726791",
+        "url": "https://doi.org/10.1109/5.726791",
+        "abstract": "Multilayer networks trained with back-propagation.",
+    },
+    {
+        "key": "kim2020손글씨",
+        "title": "손글씨 숫자 인식 {{ best_mean }} <script>",
+        "authors": ["김철수"],
+        "year": 2020,
+    },
+    {"key": "bare", "title": "A work of which little is known"},
+]
 
 
-def make_guessing(root: Path) -> Path:
-    """Write a template in which a model changes a guess, and the evaluation knows what is right."""
-    directory = make_template(
-        root,
-        "guessing",
-        experiment=DRIVER,
-        editable=["model.py"],
-        command=["python", "/inputs/template/experiment.py", "{params}", "{seed}", "{split}", "{out_dir}"],
-        evaluate=["python", "/inputs/template/evaluate.py", "{run_dir}", "{seed}", "{split}", "{out_dir}"],
-        time_limit="5s",
-        memory="256MiB",
-    )  # fmt: skip
-    (directory / "model.py").write_text(MODEL)
-    (directory / "evaluate.py").write_text("\n".join(line[4:] for line in EVALUATE.split("\n")))
-    return directory
-
-
-class StudyLab:
-    """A lab with an endpoint and the template `guessing`."""
-
-    def __init__(self, root: Path, url: str, *, slots: int = 2, **settings: Any) -> None:
-        self.root = root
-        self.spool, self.archive = Spool(root / "spool"), Archive(root / "results")
-        write_settings(
-            root,
-            **{
-                "ray": {"num_cpus": 2, "dashboard": False},
-                "min_free_bytes": 2**20,
-                "llm": {"discover": False, "num_ctx": 8192},
-                "endpoints": [{"name": "one", "url": url, "slots": slots, "max_loaded": 50}],
-                **settings,
-            },
+def make_arm(name: str, level: float, count: int = 10, **over: Any) -> list[Run]:
+    """Give runs on the test split whose values go a little up and down around a level."""
+    fields = {"split": "test", "params": {}} | over
+    return [
+        make_run(
+            f"confirm-{name}-{i:03}",
+            level + (i % 5 - 2) * 0.001,
+            seed=2001 + i,
+            curves={"train_loss": [2 - i / 50, 1.0, 0.5]},
+            **fields,
         )
-        self.spool.prepare()
-        make_guessing(root / "config" / "templates")
-
-    def drop(self, name: str, model: str, **over: Any) -> None:
-        """Drop a small research task for a model."""
-        asked = {"template": "guessing", "researcher": "llm", "model": model, "num_ideas": 1}
-        asked |= {"max_runs": 2, "num_reviews": 1, "timeout": "10m", **over}
-        text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in asked.items())
-        (self.root / "spool" / "pending" / f"{name}.yaml").write_text(text)
-
-    def wait(self, names: Sequence[str], timeout_s: float) -> dict[str, State]:
-        """Wait until all tasks have ended; give how."""
-        ends = (State.DONE, State.FAILED, State.CANCELLED)
-
-        def ended() -> dict[str, State] | None:
-            found = {
-                name: state
-                for name in names
-                for state in ends
-                if self.spool.holds(state, f"{name}.yaml")
-            }
-            return found if len(found) == len(names) else None
-
-        found = wait_until(ended, timeout_s, f"the end of {', '.join(names)}", every_s=0.2)
-        assert found is not None
-        return found
-
-    def result(self, name: str) -> dict[str, Any]:
-        """Give a task's result."""
-        found: dict[str, Any] = json.loads(
-            (self.archive.directory(name) / "result.json").read_text()
-        )
-        return found
+        for i in range(count)
+    ]
 
 
-def audit(results: Path) -> list[str]:
-    """Give what is wrong with the results of a study that is done; nothing is as it should be."""
-    faults = []
-    study = json.loads((results / "result.json").read_text())["research"]
-    pdf = "\n".join(page.extract_text() for page in PdfReader(results / "paper.pdf").pages)
-    markdown = (results / "paper.md").read_text()
-    if "generated by AI" not in markdown or "enerated by" not in pdf:
-        faults.append("the paper does not say that it was generated")
-    verdict = study["claim"]["verdict"]
-    titles = {
-        "improved": "an improvement",
-        "no_improvement": "no improvement found",
-        "worse": "did not hold",
-        "inconclusive": "an inconclusive study",
+def values(runs: list[Run]) -> list[float]:
+    return [run.value for run in runs if run.value is not None]
+
+
+def make_trial(number: int, value: float | None, **over: Any) -> Trial:
+    """Give a trial; without a value its run crashed."""
+    name = f"trial-{number:03}"
+    status = "ok" if value is not None else "crashed"
+    fields: dict[str, Any] = {
+        "name": name,
+        "idea": "idea-1",
+        "parent": None,
+        "move": "draft",
+        "plan": "Use a wider layer.",
+        "status": status,
+        "run": make_run(name, value, params={}, seed=1000),
+        "commit": f"{number:02x}" * 20,
+        "code_sha256": f"{number:02x}" * 32,
+        "files_changed": ["model.py"],
+        "lines_added": 3 + number,
+        "lines_removed": number,
+        "model": "tiny",
     }
-    if titles[verdict] not in markdown.split("\n", 1)[0]:
-        faults.append(f"the title does not say {verdict}")
-    known = {reference["key"] for reference in study["references"]}
-    cited = set(re.findall(r"@([A-Za-z0-9_:-]+)", markdown.split("## About this text")[0]))
-    faults += [f"cites {key}, which was never fetched" for key in sorted(cited - known)]
-    for number in json.loads((results / "paper.numbers.json").read_text()):
-        if not number["path"]:
-            faults.append(f"a number from nowhere: {number}")
-    faults += _runs_at_fault(study, results)
-    return faults
+    return Trial(**fields | over)
 
 
-def _runs_at_fault(study: dict[str, Any], results: Path) -> list[str]:
-    """Compare what is on record of each run with the file that the run left."""
-    faults = []
-    runs = [study["baseline_run"], *study["confirm_baseline"], *study["confirm_best"]]
-    runs += [trial["run"] for trial in study["trials"] if trial["run"]]
-    for run in runs:
-        path = results / run["directory"] / "metrics.json"
-        if run["status"] == "ok":
-            measured = json.loads(path.read_text())["metrics"][study["metric"]["name"]]
-            if measured != run["value"]:
-                faults.append(
-                    f"{run['name']} measured {measured}, and {run['value']} is on record"
-                )
-        elif run["value"] is not None:
-            faults.append(f"{run['name']} is {run['status']} and has a value")
-    validation = {trial["run"]["split"] for trial in study["trials"] if trial["run"]}
-    if validation - {"validation"}:
-        faults.append("a trial read the test split")
-    return faults
+def make_trials() -> list[Trial]:
+    refused = "the edit changes nothing"
+    return [
+        make_trial(1, 0.941),
+        make_trial(2, None),
+        make_trial(3, 0.962, parent="trial-002", move="debug"),
+        make_trial(4, None, run=None, status="refused", refused=refused, idea="idea-2"),
+        make_trial(5, 0.951, idea="idea-2"),
+        make_trial(6, 0.972, parent="trial-003", move="improve"),
+    ]
+
+
+def make_idea(number: int, **over: Any) -> Idea:
+    fields: dict[str, Any] = {
+        "name": f"idea-{number}",
+        "title": ["A wider hidden layer", "Dropout with L2", "Reaches 99.9 % at once"][number - 1],
+        "hypothesis": "A wider layer fits the digits better.",
+        "experiment": "Change the number of hidden units in model.py.",
+        "expected_effect": "Accuracy rises by 5 %.",
+        "risk": "It may overfit.",
+        "interest": 6,
+        "feasibility": 9,
+        "originality": 3,
+    }
+    return Idea(**fields | over)
+
+
+def judged(one: list[Run], two: list[Run], comparisons: int = 6) -> Claim:
+    """Compare two arms as a task does."""
+    return compare(
+        values(one), values(two), better="higher", planned=10, comparisons=comparisons, alpha=0.05
+    )
+
+
+def make_control() -> Control:
+    trials = [make_run(f"control-{i:03}", 0.93 + i * 0.002) for i in range(6)]
+    runs = make_arm("control", 0.958)
+    base, best = make_arm("baseline", 0.953), make_arm("best", 0.9715)
+    return Control(
+        trials=trials,
+        best_params={"lr": 0.005, "hidden": 96},
+        confirm=runs,
+        claim=judged(base, runs),
+        against=judged(runs, best, 1),
+    )
+
+
+def make_study(**over: Any) -> Study:
+    """Give the study of three ideas and six trials that improved on its baseline, with everything in it."""
+    base, best = make_arm("baseline", 0.953), make_arm("best", 0.9715)
+    ablated = make_arm("ablation-1", 0.956)
+    roles: tuple[tuple[Role, int], ...] = (("ideas", 9), ("code", 20), ("write", 12))
+    trials = over.get("trials", make_trials())
+    statuses = [trial.status for trial in trials]
+    names = [*(status.value for status in TrialStatus), "refused", "hopeless"]
+    counts = {name: statuses.count(name) for name in names}
+    counts |= {"ideas": 3, "trials": len(trials), "runs": 52, "calls": 41, "failed_calls": 3}
+    fields: dict[str, Any] = {
+        "title": "Handwritten digits",
+        "template": "digits",
+        "template_title": "A small network reads handwritten digits",
+        "template_description": "A network with one hidden layer learns the UCI digits, 8 by 8 pixels.",
+        "policy": "tree",
+        "metric": METRIC,
+        "baseline_run": make_run("baseline-000", 0.9512, params={}),
+        "ideas": [make_idea(number) for number in (1, 2, 3)],
+        "trials": trials,
+        "best_trial": "trial-006",
+        "confirm_baseline": base,
+        "confirm_best": best,
+        "claim": judged(base, best),
+        "ablations": [
+            Ablation(
+                name="change-1",
+                hunk=HUNK,
+                runs=ablated,
+                claim=judged(ablated, best, 1),
+            )
+        ],
+        "control": make_control(),
+        "counts": counts,
+        "hours": {"runs": 0.213, "calls": 1.374},
+        "run_s": {"baseline": 1.25, "best": 1.5},
+        "models": [
+            ModelUse(
+                model="tiny:7b", digest="ab" * 32, role=role, calls=calls, failed=1,
+                prompt_tokens=12_345, output_tokens=2_345, hours=0.41,
+            )
+            for role, calls in roles
+        ],
+        "references": REFERENCES,
+        "provenance": make_provenance(task_file=TASK_TEXT),
+    }  # fmt: skip
+    return Study(**fields | over)
+
+
+def studies() -> dict[str, Study]:
+    """Give one study for each way in which one can end."""
+    base, same, low = make_arm("baseline", 0.953), make_arm("best", 0.9535), make_arm("best", 0.93)
+    bare: dict[str, Any] = {"ablations": [], "control": None}
+
+    def ended(claim: Claim, **over: Any) -> Study:
+        return make_study(claim=claim, **bare | over)
+
+    none_better = "No trial was better than the baseline on validation."
+    nothing: dict[str, Any] = {"best_trial": None, "confirm_best": []}
+    return {
+        "improved": make_study(),
+        "no_improvement": ended(judged(base, same), confirm_best=same),
+        "worse": ended(judged(base, low), confirm_best=low),
+        "no_trial_better": ended(
+            no_candidate(
+                values(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=6, alpha=0.05
+            ),
+            **nothing,
+        ),
+        "nothing_ran": ended(
+            no_candidate(
+                values(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=1, alpha=0.05
+            ),
+            trials=[],
+            ideas=[make_idea(1, source="fallback")],
+            references=[],
+            **nothing,
+        ),
+        "inconclusive": ended(
+            no_candidate([], verdict=Verdict.INCONCLUSIVE, reason="No run succeeded.", comparisons=6, alpha=0.05),
+            confirm_baseline=[],
+            models=[],
+            **nothing,
+        ),
+    }  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from labd.task import State
 from tests.processes import DaemonProcess
 from tests.servers.fixtures import running_scripted
-from tests.studies import StudyLab, audit
+from tests.studylab import StudyLab, audit
 
 TORTURE = bool(os.environ.get("LABD_TORTURE"))
 WEAK = ("garbage", "half-json", "malicious", "dies")
