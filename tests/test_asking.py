@@ -410,6 +410,20 @@ def test_a_request_that_nobody_takes_any_more_is_given_up(asking: Any) -> None:
     assert (answer.code, answer.problem) == ("endpoint_down", "no server took the request")
 
 
+def test_a_model_that_is_gone_for_several_questions_sends_the_task_back(asking: Any) -> None:
+    def speaks(_: Sequence[Message], __: Options) -> str | ModelError:
+        return "fine" if len(chat.asked) == 1 else EndpointDown("the connection was refused")
+
+    quick = Patience(delays_s=(), total_s=30.0, first_s=30.0, probe_s=0.2)
+    with asking(speaks, patience=quick) as (asker, chat):
+        assert asker.ask("one", "write", parts()).problem == ""
+        assert asker.ask("two", "write", parts()).code == "endpoint_down"
+        assert asker.ask("three", "write", parts()).code == "endpoint_down"
+        with pytest.raises(EndpointDown) as caught:
+            asker.ask("four", "write", parts())
+    assert caught.value.retryable
+
+
 class Slow(Spoken):
     """Takes for ever, until the request is given up; `takes`: it begins to work on it."""
 

@@ -1,79 +1,162 @@
-"""The whole of a study: from a template to a reviewed paper, with good, weak and bad models."""
+"""A whole study without Ray or servers: what it leaves, that it goes on where it stopped, and how its limits end it."""
 
+import json
+import os
+import shutil
+import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from labd.journal import Journal
 from labd.llm.model import Message, Options
 from labd.research.experiment import Tools
 from labd.research.groundwork import Brief
-from labd.research.publishing import Published
 from labd.research.record import Verdict
 from labd.research.researcher import Given, Plan, run_study
+from labd.research.study import Study
+from labd.sandbox import SandboxResult
 from labd.template import load_template
 from tests.boxes import make_sandbox
-from tests.chats import Spoken
+from tests.chats import Speaks, Spoken
+from tests.studylab import audit, make_guessing
 
-GOOD_EDIT = """I widen the layer and regularise it.
+pytestmark = pytest.mark.sandbox
 
-model.py
-```python
-<<<<<<< SEARCH
-        self.dropout = params["dropout"]
-        self.smoothing = params["label_smoothing"]
-        self.shift = params["shift_probability"]
-        hidden = params["hidden_units"]
-=======
-        self.dropout = 0.2
-        self.smoothing = 0.1
-        self.shift = 0.3
-        hidden = 256
->>>>>>> REPLACE
-<<<<<<< SEARCH
-        self.rate = params["learning_rate"]
-=======
-        self.rate = 0.003
->>>>>>> REPLACE
-```
-"""
+TORTURE = bool(os.environ.get("LABD_TORTURE"))
+
+BETTER = "I guess higher.\n\nmodel.py\n```python\ndef guess(x):\n    y = 0.3\n    return y + x * {slope}\n```\n"
 
 
-def study(
-    root: Path, chat: Spoken, *, template: str = "digits", roots: Sequence[Path] = (), **over: Any
-) -> Published:
-    results = root / "results" / "task"
+def guesses(messages: Sequence[Message], options: Options) -> str:
+    """Change the guess when asked for code, each time a little more; say nothing useful otherwise."""
+    text = "\n".join(message.content for message in messages)
+    return (
+        BETTER.format(slope=(options.seed or 0) % 7 + 1) if "SEARCH" in text else "I do not know."
+    )
+
+
+class CountingBox:
+    """The sandbox, and how often it was used."""
+
+    def __init__(self) -> None:
+        self.box, self.runs = make_sandbox(), 0
+
+    def run(self, argv: Sequence[str], **rest: Any) -> SandboxResult:
+        self.runs += 1
+        return self.box.run(argv, **rest)
+
+
+@dataclass
+class Did:
+    """A study, and what it took."""
+
+    study: Study
+    results: Path
+    asked: int
+    runs: int
+
+
+def research(results: Path, speaks: Speaks | str = guesses, **over: Any) -> Did:
+    """Have the template `guessing` researched; `over` goes to the plan, and `deadline` to the brief."""
     results.mkdir(parents=True, exist_ok=True)
-    brief_over = {
-        name: over.pop(name) for name in ("num_trials", "deadline", "seed") if name in over
-    }
+    templates = results.parent / "templates"
+    if not templates.exists():
+        make_guessing(templates)
+    deadline: float | None = over.pop("deadline", None)
     brief = Brief(
         task_id="task",
-        template=load_template(template, roots=list(roots)),
-        task_text=f"template: {template}\nresearcher: llm\n",
+        template=load_template("guessing", roots=[templates]),
+        task_text="template: guessing\nresearcher: llm\n",
         task_sha256="0" * 64,
+        num_trials=2,
         num_confirm_seeds=10,
         parallel=2,
-        **{"num_trials": 4, **brief_over},
+        deadline=deadline,
     )
     models = dict.fromkeys(("ideas", "code", "write", "review"), "spoken")
-    plan = Plan(brief, **{"models": models, "num_ctx": 8192, "num_ideas": 2, **over})
+    defaults = {"models": models, "num_ctx": 8192, "num_ideas": 1, "num_reviews": 1}
+    box, chat = CountingBox(), Spoken(speaks)
     with Journal(results / "journal.jsonl") as journal:
-        return run_study(plan, Tools(sandbox=make_sandbox()), journal, results, Given(chat))
+        plan = Plan(brief, **{**defaults, **over})
+        done = run_study(plan, Tools(sandbox=box), journal, results, Given(chat))
+    result = {"research": done.study.context()}
+    (results / "result.json").write_text(json.dumps(result))
+    return Did(done.study, results, len(chat.asked), box.runs)
 
 
-def test_a_true_improvement_is_found_measured_and_reported(tmp_path: Path) -> None:
-    def speaks(messages: Sequence[Message], options: Options) -> str:
-        text = messages[-1].content
-        return GOOD_EDIT if "SEARCH" in "".join(m.content for m in messages) else "no"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Did:
+    return research(tmp_path_factory.mktemp("whole") / "task", control=True)
 
-    done = study(tmp_path, Spoken(speaks), num_trials=4)
-    claim = done.study.claim
-    print(
-        done.study.notes,
-        [t.status for t in done.study.trials],
-        [t.refused for t in done.study.trials],
+
+def test_a_change_that_helps_is_found_confirmed_and_reported(whole: Did) -> None:
+    study = whole.study
+    assert study.claim.verdict is Verdict.IMPROVED
+    assert study.claim.difference_low is not None
+    assert study.claim.difference_low > 0
+    assert study.control is not None
+    assert len(study.control.trials) == sum(trial.run is not None for trial in study.trials)
+    assert audit(whole.results) == []
+    ideas = json.loads((whole.results / "ideas.json").read_text())
+    assert (ideas["template"], len(ideas["ideas"])) == ("guessing", 1)
+
+
+def test_only_confirmation_reads_the_test_split(whole: Did) -> None:
+    lines = (whole.results / "journal.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    splits = Counter(
+        (line["key"].split("/")[1].split("-")[0], line["value"]["split"])
+        for line in values
+        if line["key"].startswith("run/")
     )
-    assert claim.verdict is Verdict.IMPROVED
-    assert claim.difference_low is not None
-    assert claim.difference_low > 0
+    assert {name for (name, split) in splits if split == "test"} == {"confirm"}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9] if TORTURE else [0.4])
+def test_a_killed_study_goes_on_and_pays_for_nothing_twice(
+    whole: Did, tmp_path: Path, share: float
+) -> None:
+    lines = (whole.results / "journal.jsonl").read_text().splitlines(keepends=True)
+    kept = lines[: int(share * len(lines))]
+    left = [json.loads(line)["key"] for line in lines[len(kept) :]]
+    results = tmp_path / "task"
+    results.mkdir()
+    # On another machine there is nothing but the journal and the template's own directory.
+    shutil.copytree(whole.results.parent / "templates", tmp_path / "templates")
+    (results / "journal.jsonl").write_text("".join(kept) + '{"key": "torn')
+    again = research(results, control=True)
+    runs_left = sum(key.startswith("run/") for key in left)
+    assert again.runs == 2 * runs_left, "each run has an evaluation"
+    assert again.asked <= whole.asked - sum(
+        json.loads(line)["key"].startswith("ask/") for line in kept
+    )
+    volatile = {"wall_s"}
+    assert strip(again.study.context(), volatile) == strip(whole.study.context(), volatile)
+
+
+def strip(value: Any, names: set[str]) -> Any:
+    """Leave times out, which differ between runs."""
+    if isinstance(value, dict):
+        timed = {"hours", "run_s"}
+        return {k: strip(v, names) for k, v in value.items() if k not in names | timed}
+    return [strip(one, names) for one in value] if isinstance(value, list) else value
+
+
+def test_tokens_that_are_used_up_end_the_work_with_what_there_is(tmp_path: Path) -> None:
+    did = research(tmp_path / "task", max_tokens_total=3000)
+    spent = sum(use.prompt_tokens + use.output_tokens for use in did.study.models)
+    assert spent < 3000 + 8192, "only what was under way goes over"
+    assert did.study.claim.verdict in {Verdict.INCONCLUSIVE, Verdict.IMPROVED}
+    assert audit(did.results) == []
+
+
+def test_time_that_is_over_ends_the_work_with_what_there_is(tmp_path: Path) -> None:
+    did = research(tmp_path / "task", deadline=time.monotonic() + 0.1)
+    assert did.study.trials == []
+    assert any("time" in note for note in did.study.notes)
+    assert audit(did.results) == []

@@ -38,6 +38,8 @@ ALLOWANCE = "allowance"
 _POLL_S = 0.1
 _MAX_REFITS = 6
 _TOKENS_OF_A_MESSAGE = 16
+_MAX_LOST = 3
+"""After so many calls in a row that nobody answered the task had better come back later, and go on from its journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,24 @@ class _Model:
         """Somebody was there for it."""
         self.silent = False
         """The last call of it was given up because nobody was there."""
+        self.lost = 0
+        """So many calls in a row were given up."""
 
     def heard(self) -> None:
         """Note an answer, be it a bad one."""
-        self.answered, self.silent = True, False
+        self.answered, self.silent, self.lost = True, False, 0
+
+    def give_up(self, error: ModelError) -> None:
+        """Note a call that nobody answers.
+
+        Raises:
+            ModelError: it is better to come back later than to go on without the model.
+
+        """
+        self.silent = True
+        self.lost += 1
+        if not self.answered or (error.retryable and self.lost >= _MAX_LOST):
+            raise error
 
 
 @dataclass(slots=True)
@@ -156,7 +172,8 @@ class Caller:
 
         Raises:
             Cancelled: the work was called off.
-            ModelError: the model has not answered anything yet and can't be reached, or is not there.
+            ModelError: the model has not answered anything yet and can't be reached, or is not there; or it has not
+                been reached for several calls in a row.
 
         """
         model = self._model(options.model)
@@ -243,19 +260,26 @@ class Caller:
             thread.join()
 
     def _stopped(self, effort: _Effort, error: Stopped, model: _Model) -> Called:
-        """Judge a request that was given up."""
+        """Judge a request that was given up.
+
+        Raises:
+            ModelError: see `_Model.give_up`.
+
+        """
         self._check_cancelled()
         if out := self._allowance.out_of(of=("time",)):
             return _nothing(effort, ALLOWANCE, out)
         if not model.silent:
             raise error  # not by us: whoever lends the models has closed
-        return _failed(effort, EndpointDown("no server took the request"))
+        untaken = EndpointDown("no server took the request")
+        model.give_up(untaken)
+        return _failed(effort, untaken)
 
     def _again(self, effort: _Effort, error: ModelError, model: _Model) -> bool:
         """Wait before the next try after a server's failure, or say that there is none.
 
         Raises:
-            ModelError: there is none, and the model has never answered.
+            ModelError: there is none, see `_Model.give_up`.
 
         """
         patience = self._patience
@@ -268,9 +292,7 @@ class Caller:
             self._notes("call.again", f"in {delay_s:g} s: {printable(str(error), 300)}")
             self._pause(delay_s)
             return True
-        model.silent = True
-        if not model.answered:
-            raise error
+        model.give_up(error)
         return False
 
     def _pause(self, seconds: float) -> None:
