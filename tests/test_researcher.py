@@ -1,15 +1,10 @@
 """The whole of a study: from a template to a reviewed paper, with good, weak and bad models."""
 
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from labd.journal import Journal
-from labd.llm.errors import EndpointDown, ModelError
 from labd.llm.model import Message, Options
 from labd.research.experiment import Tools
 from labd.research.groundwork import Brief
@@ -19,7 +14,6 @@ from labd.research.researcher import Given, Plan, run_study
 from labd.template import load_template
 from tests.boxes import make_sandbox
 from tests.chats import Spoken
-from tests.factories import PARABOLA, make_template
 
 GOOD_EDIT = """I widen the layer and regularise it.
 
