@@ -15,7 +15,7 @@ REFERENCES: list[dict[str, Any]] = [
     {
         "key": "lecun1998gradient",
         "title": "Gradient-Based Learning Applied to Document Recognition",
-        "authors": ["Yann LeCun", "Léon Bottou", "Yoshua Bengio", "Patrick Haffner"],
+        "authors": ["LeCun, Yann", "Léon Bottou", "Yoshua Bengio", "Patrick Haffner"],
         "year": 1998,
         "venue": "Proceedings of the IEEE",
         "doi": "10.1109/5.726791",
@@ -155,6 +155,7 @@ def make_study(**over: Any) -> Study:
         "control": make_control(),
         "counts": counts,
         "hours": {"runs": 0.213, "calls": 1.374},
+        "run_s": {"baseline": 1.25, "best": 1.5},
         "models": [
             ModelUse(
                 model="tiny:7b", digest="ab" * 32, role=role, calls=calls, failed=1,

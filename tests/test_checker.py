@@ -253,7 +253,7 @@ def test_a_model_s_words_are_quoted_without_their_numbers() -> None:
     assert masked == "Reaches [number] % with L2, [number] and [number]-[number] <b>"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text(max_size=300))
 def test_whatever_the_text_no_digit_passes(text: str) -> None:
     prose = read(text)

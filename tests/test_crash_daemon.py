@@ -34,7 +34,7 @@ from tests.factories import write_settings
 from tests.rayservice import RayService
 
 WHOLE = "LABD_TORTURE" in os.environ
-ONCE_POINTS, TWICE_POINTS, EMBEDDED_POINTS = (10_000, 40, 24) if WHOLE else (3, 1, 0)
+ONCE_POINTS, TWICE_POINTS, EMBEDDED_POINTS = (10_000, 40, 24) if WHOLE else (2, 1, 0)
 SEED = 20261122
 LASTING = r"^(?!.*\.labd/)"
 """Calls outside of the daemon's own directory, which has its lock and what it tells readers."""

@@ -42,7 +42,7 @@ def template(tmp_path: Path) -> Template:
             "python", "/inputs/template/evaluate.py", "{seed}", "{split}", "{run_dir}", "{out_dir}", "{params}"
         ],
         editable=["model.py"],
-        time_limit="3s",
+        time_limit="2s",
     )  # fmt: skip
     (directory / "evaluate.py").write_text(textwrap.dedent(EVALUATE))
     (directory / "model.py").write_text(HONEST)
@@ -105,11 +105,11 @@ def test_a_change_counts_for_what_it_answers_and_for_nothing_else(
     ("model", "status", "reason"),
     [
         (f"import json, os\n{CHEAT}\nos._exit(0)", TrialStatus.NO_METRIC, "its evaluation failed: it ended with exit code 1"),
-        ("def answer(): return 'slow'", TrialStatus.NO_METRIC, "its evaluation failed: it did not end within its 3 s"),
+        ("def answer(): return 'slow'", TrialStatus.NO_METRIC, "its evaluation failed: it did not end within its 2 s"),
         ("def answer(): return float('nan')", TrialStatus.NO_METRIC, "its evaluation failed: its metric score is nan"),
         ("import os\nos.symlink('/inputs/template/template.yaml', '/work/answer.json')\nos._exit(0)", TrialStatus.NO_METRIC, "FileNotFoundError"),
         ("import sys\nsys.exit('no')", TrialStatus.CRASHED, "exit code 1: no"),
-        ("def answer():\n    while True: pass", TrialStatus.TIMED_OUT, "did not end within its 3 s"),
+        ("def answer():\n    while True: pass", TrialStatus.TIMED_OUT, "did not end within its 2 s"),
     ],
     ids=["metric-and-out", "slow-to-judge", "nan", "link", "crash", "hang"],
 )  # fmt: skip

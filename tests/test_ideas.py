@@ -199,10 +199,18 @@ def test_scores_that_are_all_the_same_say_nothing_and_what_is_near_a_failure_com
         hypothesis="It is noisy at first.",
     )
     good = past("Clip the norm of gradients", "improved")
-    said = [idea(MECHANISMS[0], interest=9), idea(MECHANISMS[3]), idea(MECHANISMS[2])]
-    with thinking(in_turn(*said), past=[failed, good]) as (gather, _):
-        found = titles(gather())
-    assert found[-1] == MECHANISMS[0].capitalize()
+    seeds = [SeedIdea(title="Turn the images", experiment="Turn each image by a few degrees.")]
+    said = [idea(MECHANISMS[0]), idea(MECHANISMS[4], interest=9), idea(MECHANISMS[2], interest=4)]
+    with thinking(in_turn(*said), past=[failed, good], seed_ideas=seeds) as (gather, _):
+        found = titles(gather(num_ideas=4))
+    # The author's idea has no score: it stands between what the model likes more and less than its others.
+    model_first, seed, model_last, near_failure = (one.lower() for one in found)
+    assert [model_first, model_last, near_failure] == [
+        MECHANISMS[4],
+        MECHANISMS[2],
+        MECHANISMS[0],
+    ]
+    assert seed == "turn the images"
 
 
 @pytest.mark.parametrize(
@@ -398,6 +406,12 @@ def test_lower_may_be_better_and_a_claim_may_be_worse(tmp_path: Path) -> None:
     )
     outcomes = [one.outcome for one in past_ideas(tmp_path, "digits")]
     assert outcomes[:3] == ["worse", "no_improvement", "no_improvement"]
+    more = research(metric=lower)
+    more["trials"].append({**more["trials"][1], "name": "trial-005", "run": {"value": 0.85}})
+    leave(tmp_path, "u", IDEAS, more)
+    _, second, *_ = past_ideas(tmp_path, "digits")
+    assert second.outcome == "inconclusive"
+    assert second.effect == pytest.approx(-0.05)
 
 
 GARBAGE: list[Any] = [
@@ -460,8 +474,7 @@ def test_files_that_are_none_do_not_hold_the_reading_up(tmp_path: Path) -> None:
     (tmp_path / "deep/ideas.json").write_text("[" * 100_000)
     (tmp_path / "directory/ideas.json").mkdir()
     (tmp_path / "cut/ideas.json").write_text(secret.read_text()[:-9])
-    with (tmp_path / "big/ideas.json").open("wb") as file:
-        file.truncate(2**31)
+    (tmp_path / "big/ideas.json").write_text(secret.read_text() + " " * 2**20)
     (tmp_path / "a file").write_text("")
     assert past_ideas(tmp_path, "digits") == []
     assert past_ideas(tmp_path / "nowhere", "digits") == []

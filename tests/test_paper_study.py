@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +51,37 @@ OUTCOMES = {
 }
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All figures that a full study has, drawn once."""
+    directory = tmp_path_factory.mktemp("drawn")
+    draw_study_figures(make_study(), directory)
+    return directory
+
+
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    """A task's results with the selected trial's diff and all figures that a full study has."""
+def results(tmp_path: Path, drawn: Path) -> Path:
+    """A task's results with the selected trial's diff and all figures."""
+    shutil.copytree(drawn / "plots", tmp_path / "plots")
     directory = tmp_path / "trials" / "trial-006"
     directory.mkdir(parents=True)
     (directory / "diff.patch").write_text(f"--- a/model.py\n+++ b/model.py\n{HUNK}")
-    draw_study_figures(make_study(), tmp_path)
     return tmp_path
 
 
-def with_figures(study: Study, results: Path) -> Study:
-    return study.model_copy(update={"figures": draw_study_figures(study, results)})
+def with_figures(study: Study) -> Study:
+    """Give a study with the names of those figures that there would be data for."""
+    names = {
+        "trials": bool(study.trials),
+        "tree": bool(study.trials),
+        "ablations": bool(study.ablations),
+    }
+    names |= {
+        "baseline_vs_best": study.claim.best is not None,
+        "learning_curves": bool(study.confirm_baseline),
+    }
+    paths = {name: f"plots/{name.replace('_', '-')}.png" for name, there in names.items() if there}
+    return study.model_copy(update={"figures": paths})
 
 
 def written(study: Study, results: Path, speaks: Speaks | str, **over: Any) -> Draft:
@@ -90,11 +109,11 @@ def typed_digits(paper: StudyPaper, study: Study) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ["improved", "worse", "nothing_ran", "inconclusive"])
 def test_without_a_word_of_a_model_there_is_a_paper_that_states_the_outcome(
     results: Path, name: str
 ) -> None:
-    study = with_figures(STUDIES[name], results)
+    study = with_figures(STUDIES[name])
     rendered = set_study_paper(study, unwritten(), results)
     assert rendered.warnings == ()
     text = " ".join(pdf_text(rendered.pdf).split())
@@ -121,7 +140,7 @@ def test_without_a_word_of_a_model_there_is_a_paper_that_states_the_outcome(
 def test_every_number_in_the_paper_traces_to_the_record(
     results: Path, name: str, speaks: Speaks
 ) -> None:
-    study = with_figures(STUDIES[name], results)
+    study = with_figures(STUDIES[name])
     paper = draft_study_paper(study, written(study, results, speaks), results)
     assert typed_digits(paper, study) == []
     context = fact_context(study)
@@ -139,7 +158,7 @@ def test_the_layouts_type_no_number(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "improved"])
 def test_no_paper_claims_an_improvement_that_is_not_there(results: Path, name: str) -> None:
-    study = with_figures(STUDIES[name], results)
+    study = with_figures(STUDIES[name])
     for speaks in (good, BEHAVIOURS["lies"]):
         text = plain(draft_study_paper(study, written(study, results, speaks), results))
         assert not re.search(r"(?i)improves on|outperforms|significantly|breakthrough", text)
@@ -148,7 +167,7 @@ def test_no_paper_claims_an_improvement_that_is_not_there(results: Path, name: s
 def test_a_good_model_s_prose_is_in_the_paper_with_its_numbers_and_citations(
     results: Path,
 ) -> None:
-    study = with_figures(make_study(), results)
+    study = with_figures(make_study())
     draft = written(study, results, good)
     rendered = set_study_paper(study, draft, results)
     text = " ".join(pdf_text(rendered.pdf).split())
@@ -160,7 +179,7 @@ def test_a_good_model_s_prose_is_in_the_paper_with_its_numbers_and_citations(
     assert "and Figure 2 the order of the trials" in text
     assert "images of documents [1]. Handwritten digits were also read elsewhere [2, 3]." in text
     assert "[1] Yann LeCun, Léon Bottou" in text
-    assert "Proceedings of the IEEE, 1998. 10.1109/5.726791" in text
+    assert "Proceedings of the IEEE, 1998. doi:10.1109/5.726791" in text
     assert "[3] A work of which little is known." in text
     assert (
         "A language model wrote the prose of these parts: abstract, introduction, related work"
@@ -171,21 +190,20 @@ def test_a_good_model_s_prose_is_in_the_paper_with_its_numbers_and_citations(
 
 
 def test_what_a_fetched_work_says_of_itself_is_shown_as_text(results: Path) -> None:
-    study = with_figures(make_study(), results)
-    rendered = set_study_paper(study, written(study, results, good), results)
-    assert "{{ best_mean }} <script>" in rendered.markdown.read_text().replace("\\", "")
-    assert "<script>" not in rendered.html.read_text()
+    study = with_figures(make_study())
+    text = plain(draft_study_paper(study, written(study, results, good), results))
+    assert "*손글씨 숫자 인식 {{ best_mean }} <script>*" in text
 
 
 def test_a_work_that_nobody_cites_is_not_listed(results: Path) -> None:
-    study = with_figures(make_study(), results)
+    study = with_figures(make_study())
     text = plain(draft_study_paper(study, unwritten(), results))
     assert "## References" not in text
     assert "A search of the literature gave 3 works." in text
 
 
 def test_numbers_of_the_claim_control_and_ablation_are_in_labd_s_tables(results: Path) -> None:
-    study = with_figures(make_study(), results)
+    study = with_figures(make_study())
     text = plain(draft_study_paper(study, written(study, results, BEHAVIOURS["empty"]), results))
     for part in (
         "| baseline | 10 | 0.9530 | 0.00149 | 0.9519 | 0.9541 |",
@@ -194,12 +212,13 @@ def test_numbers_of_the_claim_control_and_ablation_are_in_labd_s_tables(results:
         "| control minus baseline | +0.00500 |",
         "| selected minus control | +0.0135 |",
         "| `change-1` | 0.9560 | +0.0155 |",
-        "| `trial-004` | `idea-2` | template | draft | 7 | 4 | `refused` | – |",
+        "| `trial-004` | `idea-2` | template | draft | 7 | 4 | `refused` | \u2013 |",
         "| `trial-006` | `idea-1` | `trial-003` | improve | 9 | 6 | `ok` | 0.9720 |",
         "6 trials in all: what a language model has to beat",
         "+hidden = 128",
         "| `tiny:7b` | code | 20 | 1 | 12345 | 2345 | 0.410 |",
         "All runs together took 0.213 hours, in 52 runs; all calls of language models 1.37 hours.",
+        "took 1.25 seconds for the baseline and 1.50 for the selected code",
         "Commit of the selected code: `060606",
         "seed 1000",
         "2001, 2002, 2003",
@@ -209,7 +228,7 @@ def test_numbers_of_the_claim_control_and_ablation_are_in_labd_s_tables(results:
 
 def test_a_number_in_a_model_s_own_words_is_not_printed(results: Path) -> None:
     trials = [make_trial(1, None, run=None, status="refused", refused="says 97.5 % in conv2d")]
-    study = with_figures(make_study(trials=trials, best_trial=None), results)
+    study = with_figures(make_study(trials=trials, best_trial=None))
     text = plain(draft_study_paper(study, unwritten(), results))
     assert "| `idea-3` | Reaches [number] % at once |" in text
     assert "| `idea-2` | Dropout with L2 |" in text
@@ -235,7 +254,7 @@ def test_a_number_in_a_model_s_own_words_is_not_printed(results: Path) -> None:
 def test_novelty_is_told_as_it_was_checked(
     results: Path, novelty: NoveltyCheck, said: str
 ) -> None:
-    study = with_figures(make_study(ideas=[make_idea(1, novelty=novelty), make_idea(2)]), results)
+    study = with_figures(make_study(ideas=[make_idea(1, novelty=novelty), make_idea(2)]))
     text = plain(draft_study_paper(study, unwritten(), results))
     assert said in text
     assert ("[1] *A work of which little is known*." in text) == (
@@ -244,7 +263,7 @@ def test_novelty_is_told_as_it_was_checked(
 
 
 def test_struck_sentences_are_counted_in_the_paper_and_kept_beside_it(results: Path) -> None:
-    study = with_figures(make_study(), results)
+    study = with_figures(make_study())
     draft = written(
         study, results, lambda m, o: good(m, o) + " It has 4711 units in each of the layers."
     )
@@ -258,18 +277,16 @@ def test_struck_sentences_are_counted_in_the_paper_and_kept_beside_it(results: P
 
 
 def test_the_file_of_numbers_names_the_source_of_each(results: Path) -> None:
-    study = with_figures(make_study(), results)
+    study = with_figures(make_study())
     set_study_paper(study, written(study, results, good), results)
     numbers = json.loads((results / NUMBERS_FILE).read_text())
-    assert {
-        "path": "claim.best.mean",
-        "value": study.claim.best.mean,
-        "shown": "0.9715",
-    } in numbers  # type: ignore[union-attr]
+    assert study.claim.best is not None
+    mean = study.claim.best.mean
+    assert {"path": "claim.best.mean", "value": mean, "shown": "0.9715"} in numbers
     assert {"path": "counts.crashed", "value": 1, "shown": "1"} in numbers
 
 
-def test_the_same_study_and_journal_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
+def test_the_same_study_and_journal_give_the_same_bytes(results: Path) -> None:
     study = make_study()
 
     def once(speaks: Speaks) -> tuple[Rendered, list[bytes], int]:
@@ -293,7 +310,7 @@ def test_the_same_study_and_journal_give_the_same_bytes(results: Path, tmp_path:
 
 
 def test_korean_text_is_set(results: Path) -> None:
-    study = with_figures(make_study(title="손글씨 숫자"), results)
+    study = with_figures(make_study(title="손글씨 숫자"))
     rendered = set_study_paper(
         study, written(study, results, says(KOREAN), language="ko"), results
     )
@@ -310,7 +327,7 @@ def test_korean_text_is_set(results: Path) -> None:
 def test_a_diff_of_any_size_and_content_does_not_get_out_of_its_block(results: Path) -> None:
     path = results / "trials" / "trial-006" / "diff.patch"
     path.write_bytes(b"```\n\n# Heading\n{{ best_mean }} [[results]] \xff\x00\n" * 50_000)
-    study = with_figures(make_study(), results)
+    study = with_figures(make_study())
     paper = draft_study_paper(study, unwritten(), results)
     assert "characters cut" in paper.body.text
     rendered = set_study_paper(study, unwritten(), results)
@@ -328,7 +345,7 @@ def test_names_from_outside_stay_text(results: Path) -> None:
         provenance=make_provenance(platform=nasty, packages={nasty: nasty}),
         references=[*REFERENCES, {"key": nasty, "title": None, "authors": "One", "year": "x"}, {}],
     )
-    rendered = set_study_paper(with_figures(study, results), unwritten(), results)
+    rendered = set_study_paper(with_figures(study), unwritten(), results)
     assert_inert(rendered)
 
 
@@ -336,19 +353,15 @@ def test_names_from_outside_stay_text(results: Path) -> None:
 
 
 def test_figures_are_drawn_for_what_there_is(tmp_path: Path) -> None:
-    drawn = {name: set(draw_study_figures(study, tmp_path)) for name, study in STUDIES.items()}
-    assert drawn["improved"] == set(STUDY_FIGURES)
-    assert drawn["no_trial_better"] == {"trials", "tree", "learning_curves"}
-    assert drawn["nothing_ran"] == {"learning_curves"}
-    assert drawn["inconclusive"] == {"trials", "tree"}
+    assert set(draw_study_figures(STUDIES["nothing_ran"], tmp_path)) == {"learning_curves"}
+    assert set(draw_study_figures(STUDIES["inconclusive"], tmp_path)) == {"trials", "tree"}
 
 
-def test_the_same_study_gives_the_same_figures(tmp_path: Path) -> None:
-    def once() -> dict[str, bytes]:
-        paths = draw_study_figures(make_study(), tmp_path)
-        return {name: (tmp_path / path).read_bytes() for name, path in paths.items()}
-
-    assert once() == once()
+def test_the_same_study_gives_the_same_figures(tmp_path: Path, drawn: Path) -> None:
+    paths = draw_study_figures(make_study(), tmp_path)
+    assert set(paths) == set(STUDY_FIGURES)
+    for path in paths.values():
+        assert (tmp_path / path).read_bytes() == (drawn / path).read_bytes()
 
 
 def test_a_parent_stands_over_the_middle_of_its_trials() -> None:
@@ -379,6 +392,3 @@ def test_a_long_chain_of_trials_is_drawn_and_too_many_are_not() -> None:
     ]
     assert trial_tree(chain[:-1], "trial-003") is not None
     assert trial_tree(chain, "trial-003") is None
-
-
-Drawer = Callable[[Study, Path], dict[str, str]]

@@ -24,7 +24,8 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 
-COUNT = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i >> beats; sleep 0.1; [ -e /work/stop ] && exit 0; done; exit 3"
+MOST_BEATS = 300
+COUNT = f"i=0; while [ $i -lt {MOST_BEATS} ]; do i=$((i+1)); echo $i >> beats; sleep 0.1; [ -e /work/stop ] && exit 0; done; exit 3"
 """Beats until its directory has a file `stop`; half a minute at most."""
 
 
@@ -165,4 +166,5 @@ def test_a_task_that_was_moved_away_with_no_daemon_about_is_ended(
         return time.time() - beats.stat().st_mtime > 1.5
 
     wait_until(still, 30, "the end of its processes")
+    assert served.beats("unwanted") < MOST_BEATS, "it came to its own end"
     assert served.spool.holds(State.CANCELLED, "unwanted.yaml")

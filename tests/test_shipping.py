@@ -48,6 +48,7 @@ from labd.template import load_template
 from tests.boxes import ACCEPTED_GAPS
 from tests.crashing import Lives, Torn, unsynced
 from tests.factories import PARABOLA, make_template
+from tests.foreign_data import FOREIGN
 from tests.processes import wait_until
 from tests.storeprocess import (
     PATIENT,
@@ -1229,6 +1230,24 @@ def test_a_template_of_the_heads_comes_to_the_node_once(head: Head, tmp_path: Pa
         roots = [Path(root) for root in mirror.job["template_roots"]]
         (there,) = [load_template("tiny", roots=roots).directory]
         assert (there / "experiment.py").read_text() == "changed"
+
+
+def test_a_directory_of_another_system_is_the_same_template_on_the_node(
+    head: Head, tmp_path: Path
+) -> None:
+    directory = head.templates / "modularArithmetic"
+    shutil.copytree(FOREIGN / "modular", directory)
+    (directory / "run_0").mkdir()
+    (directory / "run_0" / "final_info.json").write_text('{"x": {"means": {"val_loss": 1}}}')
+    (directory / "run_0" / "all_results.npy").write_bytes(b"x" * 1000)
+    wanted = load_template("modularArithmetic", roots=[head.templates])
+    job = head.claim("foreign") | {"task_text": "kind: research\ntemplate: modularArithmetic\n"}
+    with Mirror(head.wire(), job, tmp_path, PATIENT) as mirror:
+        roots = [Path(root) for root in mirror.job["template_roots"]]
+        there = load_template("modularArithmetic", roots=roots)
+        assert (there.sha256, there.metric) == (wanted.sha256, wanted.metric)
+        assert there.metric.name == "val_loss"
+        assert not (there.directory / "run_0" / "all_results.npy").exists()
 
 
 def test_a_template_that_ships_with_labd_is_not_sent(head: Head, tmp_path: Path) -> None:

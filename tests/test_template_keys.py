@@ -8,6 +8,8 @@ import pytest
 
 from labd.drop import check_drop
 from labd.errors import ConfigError, ResearchError, TaskFileError
+from labd.journal import Journal
+from labd.research.bench import Bench, Job
 from labd.research.experiment import Tools, run_one
 from labd.research.record import TrialStatus
 from labd.settings import Home
@@ -246,3 +248,27 @@ with open("/work/sparse.bin", "wb") as file:
     left = {path.name: path.stat().st_size for path in (tmp_path / run.directory).iterdir()}
     assert set(left) <= {"params.json", "log.txt", "metrics.json"}
     assert sum(left.values()) < 2**20
+
+
+@pytest.mark.sandbox
+def test_a_metric_that_is_another_each_time_is_what_was_recorded_first(tmp_path: Path) -> None:
+    experiment = """
+        import json, os
+        score = int.from_bytes(os.urandom(6), "big") / 2**48
+        json.dump({"metrics": {"score": score}}, open("/work/metrics.json", "w"))
+    """
+    template = made(tmp_path, experiment)
+
+    def value(journal_name: str) -> float | None:
+        with (
+            Journal(tmp_path / journal_name) as journal,
+            Bench(template, Tools(make_sandbox()), journal, tmp_path, parallel=1) as bench,
+        ):
+            return bench.one(
+                Job("baseline-000", {"x": 0.5}, 1, "validation"), stage="baseline"
+            ).value
+
+    first = value("one.jsonl")
+    assert first is not None
+    assert value("one.jsonl") == first
+    assert value("another.jsonl") != first

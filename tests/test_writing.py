@@ -297,7 +297,7 @@ TRICKS = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(TRICKS | st.text(max_size=12), max_size=30))
 def test_no_text_is_a_template(parts: list[str]) -> None:
     """Whatever a model writes and whether or not it may stand, filling it prints named facts and nothing else."""

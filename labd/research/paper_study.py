@@ -19,7 +19,7 @@ from labd.research.numbers import Filled, Reference
 from labd.research.paper import NUMBERS_FILE, TASK_FILE_NAME, fill_layout, hash_list, run_command
 from labd.research.plots_study import STUDY_FIGURES, draw_study_figures
 from labd.research.prose import FIGURE, Cited, Prose, markdown
-from labd.research.record import Run, TrialStatus, Verdict
+from labd.research.record import TrialStatus, Verdict
 from labd.research.render import Rendered, render
 from labd.research.study import Idea, Study
 from labd.research.writing import Draft, names_with_digits, write_sections
@@ -30,6 +30,7 @@ MAX_TRIALS_SHOWN = 60
 _MAX_DIFF_CHARS = 12_000
 _MAX_TITLE_CHARS = 200
 _MAX_AUTHORS = 12
+_MAX_NAMES = 6
 _PART = re.compile(r"(?m)^\[\[(\w+)\]\]$")
 _OUTCOMES = {
     Verdict.IMPROVED: "an improvement",
@@ -247,10 +248,6 @@ def _derived(
         ],
         "arms": _arms(study),
         "differences": rows,
-        "seconds": {
-            "baseline": _mean_seconds(study.confirm_baseline),
-            "best": _mean_seconds(study.confirm_best),
-        },
         "failed_confirmations": sum(run.status is not TrialStatus.OK for run in runs),
         "failed_trials": sum(trial.value is None for trial in study.trials),
         "more_trials": len(study.trials) > MAX_TRIALS_SHOWN,
@@ -365,24 +362,27 @@ def _digests(study: Study) -> list[dict[str, str]]:
     return [{"model": model, "digest": digest} for model, digest in found]
 
 
-def _mean_seconds(runs: Sequence[Run]) -> float | None:
-    times = [run.wall_s for run in runs if run.value is not None]
-    return sum(times) / len(times) if times else None
-
-
 def _work(study: Study, key: str, number: int) -> dict[str, Any]:
     """Give a fetched work as it stands in the list of references; what its record lacks is left out."""
     raw = next(work for work in study.references if str(work.get("key")) == key)
     authors = raw.get("authors") or []
     if isinstance(authors, str):
         authors = [authors]
-    shown = [str(author) for author in authors[:6]] + (["and others"] if len(authors) > 6 else [])
-    link = raw.get("doi") or raw.get("url") or ""
+    shown = [_spoken(str(author)) for author in authors[:_MAX_NAMES]]
+    shown += ["and others"] if len(authors) > _MAX_NAMES else []
+    places = (("doi:", "doi"), ("arXiv:", "arxiv_id"), ("", "url"))
+    link = next((f"{form}{raw[name]}" for form, name in places if raw.get(name)), "")
     return {
         "number": number,
         "authors": ", ".join(shown),
         "title": str(raw.get("title") or key),
         "venue": str(raw.get("venue") or ""),
         "year": raw.get("year"),
-        "link": str(link),
+        "link": link,
     }
+
+
+def _spoken(name: str) -> str:
+    """Give ``Lovelace, Ada`` as ``Ada Lovelace``."""
+    last, _, first = name.partition(",")
+    return " ".join(f"{first} {last}".split())

@@ -22,7 +22,7 @@ from labd.text import printable
 
 REVIEW_FILE = "review.json"
 REVISED_FILE = "review-revised.json"
-MAX_REVIEWS = 10
+MAX_REVIEWS = 20
 SCORES = (
     *("originality", "quality", "clarity", "significance"),
     *("soundness", "presentation", "contribution", "overall", "confidence"),
