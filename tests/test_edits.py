@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from labd.research.edits import MAX_FILE_BYTES, Unusable, check, parse_edits, plan_of, revise
+from labd.research.blocks import Unusable, parse_edits, plan_of
+from labd.research.edits import MAX_FILE_BYTES, check, revise
 from labd.research.hunks import count_lines, hunks, patch, without_hunk
 from labd.research.syntax import problem_of
 from labd.template import Template, load_template

@@ -282,7 +282,7 @@ def test_a_prompt_that_is_given_back_is_no_edit(lab: Lab) -> None:
         ("import shutil; shutil.rmtree('/inputs', ignore_errors=True); return 0.6", "ok"),
         ("import os; os.system('rm -rf /inputs /work ~'); return 0.6", "ok"),
         ("import os; os.kill(os.getpid(), 11)", "crashed"),
-        ("import os; [os.fork() for _ in range(100000)]", "crashed timed_out"),
+        ("import os; [os.fork() for _ in range(100000)]", "crashed timed_out limit no_metric"),
         ("open('/inputs/template/experiment.py', 'w').write('')", "crashed"),
         ("import os; os._exit(0)", "no_metric"),
     ],

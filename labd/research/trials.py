@@ -20,9 +20,10 @@ from labd.llm.budget import Part
 from labd.research.allowance import Allowance
 from labd.research.asking import Answer, Asker
 from labd.research.bench import Bench, Job
+from labd.research.blocks import Unusable, parse_edits, plan_of
 from labd.research.briefing import edit_parts, outcome, repair_parts
 from labd.research.early import Watch, watch_for
-from labd.research.edits import Unusable, apply, check, parse_edits, plan_of
+from labd.research.edits import apply, check
 from labd.research.hunks import count_lines
 from labd.research.policy import Manner, Step, batch_size, next_moves
 from labd.research.record import Run
