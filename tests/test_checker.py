@@ -50,6 +50,7 @@ def kinds(text: str, study: str = "improved", **over: object) -> list[str]:
         "The share that is wrong was half of what it had been.",
         "The training of the network is twice as long with it.",
         "The training of the network is a hundredfold longer.",
+        "The share that is right was \uff4e\uff49\uff4e\uff45\uff54\uff59 on the test split.",
         "It needs ten percent of the data that there is.",
         "The network took the order of magnitude of a day.",
         "It is a network with `accuracy = 99.9` in it.",
@@ -130,6 +131,7 @@ CLAIMS = [
     "It not only improves the accuracy but is also small.",
     "The experiment demonstrates that the idea is sound.",
     "The proposed layer lowers the error of the network.",
+    "The code of ours \uff42\uff45\uff41\uff54\uff53 the baseline on the test split.",
     "It is true that we were able to boost the accuracy of it.",
 ]
 
