@@ -15,12 +15,13 @@ from labd.research.facts import fact_context
 from labd.research.numbers import untraced
 from labd.research.paper import NUMBERS_FILE
 from labd.research.paper_study import (
+    CHANGE_FILE,
     STRUCK_FILE,
     StudyPaper,
     draft_study_paper,
     known_figures,
+    selected_change,
     set_study_paper,
-    write_study_paper,
 )
 from labd.research.plots_study import (
     MAX_TREE_TRIALS,
@@ -63,9 +64,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(tmp_path: Path, drawn: Path) -> Path:
     """A task's results with the selected trial's diff and all figures."""
     shutil.copytree(drawn / "plots", tmp_path / "plots")
-    directory = tmp_path / "trials" / "trial-006"
-    directory.mkdir(parents=True)
-    (directory / "diff.patch").write_text(f"--- a/model.py\n+++ b/model.py\n{HUNK}")
+    (tmp_path / CHANGE_FILE).write_text(f"--- a/model.py\n+++ b/model.py\n{HUNK}")
     return tmp_path
 
 
@@ -287,12 +286,14 @@ def test_the_file_of_numbers_names_the_source_of_each(results: Path) -> None:
 
 
 def test_the_same_study_and_journal_give_the_same_bytes(results: Path) -> None:
-    study = make_study()
+    study = with_figures(make_study())
 
     def once(speaks: Speaks) -> tuple[Rendered, list[bytes], int]:
         with Journal(results / "journal.jsonl") as journal:
             chat = Spoken(speaks)
-            rendered = write_study_paper(study, make_asker(chat, results, journal), results)
+            asker = make_asker(chat, results, journal)
+            draft = write_sections(study, asker, code=selected_change(results))
+            rendered = set_study_paper(study, draft, results)
         files = (
             rendered.markdown,
             rendered.tex,
@@ -325,7 +326,7 @@ def test_korean_text_is_set(results: Path) -> None:
 
 
 def test_a_diff_of_any_size_and_content_does_not_get_out_of_its_block(results: Path) -> None:
-    path = results / "trials" / "trial-006" / "diff.patch"
+    path = results / CHANGE_FILE
     path.write_bytes(b"```\n\n# Heading\n{{ best_mean }} [[results]] \xff\x00\n" * 50_000)
     study = with_figures(make_study())
     paper = draft_study_paper(study, unwritten(), results)

@@ -1,6 +1,8 @@
 """Research by language models as users meet it: a daemon, real Ray, real servers; weak models, bad ones and a good one."""
 
+import json
 import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,21 +23,80 @@ MORE_WEAK = (
 pytestmark = [pytest.mark.ray, pytest.mark.sandbox, pytest.mark.timeout(1200 if TORTURE else 240)]
 
 
-def test_whatever_a_model_answers_its_task_ends_with_a_true_paper(tmp_path: Path) -> None:
-    names = (*WEAK, *(MORE_WEAK if TORTURE else ()))
+GOOD_EDIT = """
+EDIT = '''The layer is small and learns slowly, so I widen it and regularise it.
+
+model.py
+<<<<<<< SEARCH
+        self.rate = params["learning_rate"]
+=======
+        self.rate = 0.003
+>>>>>>> REPLACE
+<<<<<<< SEARCH
+        self.dropout = params["dropout"]
+        self.smoothing = params["label_smoothing"]
+        self.shift = params["shift_probability"]
+        hidden = params["hidden_units"]
+=======
+        self.dropout = 0.2
+        self.smoothing = 0.1
+        self.shift = 0.3
+        hidden = 256
+>>>>>>> REPLACE
+'''
+
+def reply(messages, schema, role_hint):
+    return EDIT if role_hint == "code" else "I have nothing to say."
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Callable[..., StudyLab]]:
+    """Start a scripted endpoint and a daemon that knows it; give the lab."""
     with ExitStack() as stack:
-        models = [f"--model={name}" for name in names]
-        node = stack.enter_context(
-            running_scripted("--behaviour=named", "--max-loaded=50", "--num-parallel=2", *models)
-        )
-        lab = StudyLab(tmp_path, node.url)
-        for name in names:
-            lab.drop(name, name)
-        daemon = DaemonProcess(tmp_path)
-        stack.callback(daemon.kill_everything)
-        ends = lab.wait(names, 1000 if TORTURE else 200)
-        assert ends == dict.fromkeys(names, State.DONE), {
-            name: lab.result(name).get("error") for name in names
-        }
-        faults = {name: audit(lab.archive.directory(name)) for name in names}
-        assert faults == {name: [] for name in names}
+
+        def start(*arguments: str) -> StudyLab:
+            node = stack.enter_context(
+                running_scripted("--max-loaded=50", "--num-parallel=2", *arguments)
+            )
+            the_lab = StudyLab(tmp_path, node.url)
+            daemon = DaemonProcess(tmp_path)
+            stack.callback(daemon.kill_everything)
+            return the_lab
+
+        yield start
+
+
+def test_whatever_a_model_answers_its_task_ends_with_a_true_paper(
+    lab: Callable[..., StudyLab],
+) -> None:
+    names = (*WEAK, *(MORE_WEAK if TORTURE else ()))
+    weak = lab("--behaviour=named", *(f"--model={name}" for name in names))
+    for name in names:
+        weak.drop(name, name)
+    ends = weak.wait(names, 1000 if TORTURE else 200)
+    errors = {name: weak.result(name).get("error") for name in names}
+    assert ends == dict.fromkeys(names, State.DONE), errors
+    faults = {name: audit(weak.archive.directory(name)) for name in names}
+    assert faults == {name: [] for name in names}
+
+
+def test_a_model_with_a_good_change_of_digits_ends_in_a_paper_that_reports_it(
+    tmp_path: Path, lab: Callable[..., StudyLab]
+) -> None:
+    script = tmp_path / "good.py"
+    script.write_text(GOOD_EDIT)
+    good = lab(f"--script={script}", "--model=good")
+    good.drop("digits", "good", template="digits", max_runs=1, num_reviews=0, num_cpus=2)
+    assert good.wait(["digits"], 200) == {"digits": State.DONE}, good.result("digits")["error"]
+    claim = good.result("digits")["research"]["claim"]
+    assert claim["verdict"] == "improved"
+    assert claim["difference_low"] > 0
+    results = good.archive.directory("digits")
+    assert audit(results) == []
+    shown = {
+        n["path"]: n["shown"] for n in json.loads((results / "paper.numbers.json").read_text())
+    }
+    paper = (results / "paper.md").read_text()
+    for bound in ("difference_low", "difference_high"):
+        assert shown[f"claim.{bound}"] in paper

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from labd.files import write_json
-from labd.research.asking import Asker
 from labd.research.checker import mask_numbers
 from labd.research.facts import fact_context, facts_of, trials_of
 from labd.research.numbers import Filled, Reference
 from labd.research.paper import NUMBERS_FILE, TASK_FILE_NAME, fill_layout, hash_list, run_command
-from labd.research.plots_study import STUDY_FIGURES, draw_study_figures
+from labd.research.plots_study import STUDY_FIGURES
 from labd.research.prose import FIGURE, Cited, Prose, markdown
 from labd.research.record import TrialStatus, Verdict
 from labd.research.render import Rendered, render
 from labd.research.study import Idea, Study
-from labd.research.writing import Draft, names_with_digits, write_sections
+from labd.research.writing import Draft, names_with_digits
 from labd.text import head_and_tail, printable
 
 STRUCK_FILE = "paper.struck.json"
+CHANGE_FILE = "selected.patch"
+"""What the selected code changed in the template's; absent where nothing was selected."""
 MAX_TRIALS_SHOWN = 60
 _MAX_DIFF_CHARS = 12_000
 _MAX_TITLE_CHARS = 200
@@ -55,27 +56,6 @@ class StudyPaper:
     def references(self) -> tuple[Reference, ...]:
         """All that was filled in, abstract first."""
         return self.abstract.references + self.body.references
-
-
-def write_study_paper(
-    study: Study, asker: Asker, results_dir: Path, *, language: str = "en"
-) -> Rendered:
-    """Draw the figures, have the prose written, and set the paper into `results_dir`.
-
-    Raises:
-        Cancelled, ModelError: as `labd.research.writing.write_sections`.
-        ResearchError, TimedOut: as `set_study_paper`.
-
-    """
-    figures = draw_study_figures(study, results_dir)
-    draft = write_sections(
-        study,
-        asker,
-        figures=known_figures(figures),
-        code=best_diff(study, results_dir),
-        language=language,
-    )
-    return set_study_paper(study.model_copy(update={"figures": figures}), draft, results_dir)
 
 
 def set_study_paper(study: Study, draft: Draft, results_dir: Path) -> Rendered:
@@ -143,13 +123,10 @@ def known_figures(figures: Mapping[str, str]) -> dict[str, str]:
     return {name: meaning for name, meaning in STUDY_FIGURES.items() if name in figures}
 
 
-def best_diff(study: Study, results_dir: Path) -> str:
-    """Give what the selected trial changed in the template's code, as its diff on disk says; empty for none."""
-    if study.best_trial is None or "/" in study.best_trial:
-        return ""
-    path = results_dir / "trials" / study.best_trial / "diff.patch"
+def selected_change(results_dir: Path) -> str:
+    """Give what the selected code changed in the template's, as it is on disk, without its middle if it is long."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with (results_dir / CHANGE_FILE).open(encoding="utf-8", errors="replace") as file:
             return head_and_tail(file.read(2**20), _MAX_DIFF_CHARS)
     except FileNotFoundError:
         return ""
@@ -252,7 +229,7 @@ def _derived(
         "failed_trials": sum(trial.value is None for trial in study.trials),
         "more_trials": len(study.trials) > MAX_TRIALS_SHOWN,
         "reasons": _reasons(study, names),
-        "best_diff": best_diff(study, results_dir),
+        "best_diff": selected_change(results_dir) if study.best_trial else "",
         "best_commit": best.commit if best is not None else None,
         "fresh_seeds": study.provenance.trial_seed not in study.provenance.confirm_seeds,
         "written_by_model": bool(authored["model"]),

@@ -5,17 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labd.errors import StorageError
+from labd.files import write_atomic
 from labd.research.asking import Asker
 from labd.research.experiment import Tools
-from labd.research.paper_study import known_figures, set_study_paper
+from labd.research.paper_study import (
+    CHANGE_FILE,
+    known_figures,
+    selected_change,
+    set_study_paper,
+)
 from labd.research.plots_study import draw_study_figures
 from labd.research.render import Rendered
 from labd.research.review import Reviews, review, write_reviews
 from labd.research.study import Study
 from labd.research.writing import Draft, improve, write_sections
-from labd.text import head_and_tail
-
-_MAX_DIFF_CHARS = 12_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,9 @@ def publish(
     try:
         tools.progress("paper", 0, 1, "drawing")
         study = study.model_copy(update={"figures": draw_study_figures(study, results_dir)})
-        desk = _Desk(study, asker, tools, results_dir, head_and_tail(patch, _MAX_DIFF_CHARS))
+        if patch:
+            write_atomic(results_dir / CHANGE_FILE, patch.encode())
+        desk = _Desk(study, asker, tools, results_dir)
         draft = desk.written(language)
         rendered = desk.set(draft)
         reviews = desk.reviewed(rendered, num_reviews, revised=False)
@@ -87,7 +92,6 @@ class _Desk:
     asker: Asker
     tools: Tools
     results_dir: Path
-    patch: str
 
     def told(self) -> Study:
         """Give the study with what models were asked until now."""
@@ -106,7 +110,7 @@ class _Desk:
             self.told(),
             self.asker,
             figures=known_figures(self.study.figures),
-            code=self.patch,
+            code=selected_change(self.results_dir),
             language=language,
         )
 
@@ -117,7 +121,7 @@ class _Desk:
             self.told(),
             self.asker,
             figures=known_figures(self.study.figures),
-            code=self.patch,
+            code=selected_change(self.results_dir),
         )
 
     def set(self, draft: Draft) -> Rendered:
