@@ -163,6 +163,13 @@ class Reviews:
         advice = [f"- {printable(one, 400)}" for one in self.meta.advice] if self.meta else []
         return "\n".join(dict.fromkeys(advice + asked))
 
+    def told(self) -> str:
+        """Tell in one line how the paper fared."""
+        if not self.reviews:
+            return f"no review that can be read, of {self.unreadable} asked for"
+        overall = self.scores["overall"]
+        return f"{overall.n} reviews, overall {overall.mean:.1f} of 10 ({overall.low} to {overall.high})"
+
     def as_data(self) -> dict[str, Any]:
         """Give everything as JSON data."""
         return {

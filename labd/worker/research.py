@@ -109,7 +109,7 @@ def _study(
     return {
         "research": study.context(),
         "reviews": None if reviews is None else reviews.as_data()["scores"],
-        "summary": study_lines(study),
+        "summary": [*study_lines(study), *([] if reviews is None else [reviews.told()])],
         "tokens": sum(use.prompt_tokens + use.output_tokens for use in study.models),
     }
 
