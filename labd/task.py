@@ -322,7 +322,8 @@ class TaskSpec(BaseModel):
     template: Annotated[Name, WrapValidator(_name_or_prompt)] | None = None
     """The name of a research template, or in a task of prompts the Jinja text of the prompt."""
     researcher: Literal["sweep", "llm"] | None = None
-    model: Name | dict[Role, Name] | None = None
+    model: Name | dict[Role, Name | tuple[Name, ...]] | None = None
+    """One for all roles, or one for each; for reviews also several, which take turns."""
     num_ideas: Annotated[WholeNumber, Field(ge=1, le=1000)] | None = None
     max_runs: Annotated[WholeNumber, Field(ge=1, le=100_000)] | None = None
     num_seeds: Annotated[WholeNumber, Field(ge=10, le=1000)] | None = None
@@ -423,6 +424,11 @@ class TaskSpec(BaseModel):
         if info.data.get("kind") == "prompts" and not isinstance(value, str):
             msg = "one model's name, such as qwen3:8b"
             raise ValueError(msg)
+        roles = value if isinstance(value, dict) else {}
+        for role, names in roles.items():
+            if isinstance(names, tuple) and (role != "review" or not 1 <= len(names) <= 20):
+                msg = "one model for each role, and for review one to twenty"
+                raise ValueError(msg)
         return value
 
     @model_validator(mode="after")
@@ -463,7 +469,9 @@ class TaskSpec(BaseModel):
         """The language models that the task names and will ask."""
         if not self.asks_models or self.model is None:
             return ()
-        return (self.model,) if isinstance(self.model, str) else tuple(self.model.values())
+        named = (self.model,) if isinstance(self.model, str) else tuple(self.model.values())
+        each = (one if isinstance(one, tuple) else (one,) for one in named)
+        return tuple(dict.fromkeys(name for names in each for name in names))
 
     @property
     def research_template(self) -> str | None:

@@ -82,6 +82,14 @@ def test_an_ensemble_gives_mean_and_spread_of_each_score(tmp_path: Path) -> None
     assert len({options.seed for options in chat.options[:3]}) == 3
 
 
+def test_several_models_take_turns_at_reviewing(tmp_path: Path) -> None:
+    reviews, chat = reviewed(
+        tmp_path, by_turn(form(), form(), form()), num_reviews=3, models=("one", "two")
+    )
+    assert sorted(each.model for each in reviews.reviews) == ["one", "one", "two"]
+    assert sorted(options.model for options in chat.options[:3]) == ["one", "one", "two"]
+
+
 def test_reviewers_see_the_paper_as_material(tmp_path: Path) -> None:
     _, chat = reviewed(tmp_path, by_turn(form()))
     assert all(PAPER.strip() in text for text in chat.texts[:3])

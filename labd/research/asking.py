@@ -145,6 +145,7 @@ class Asker:
         num_predict: int = 2048,
         temperature: float | None = None,
         variant: int = 0,
+        model: str | None = None,
     ) -> Answer:
         """Give what the role's model says, or what it said when the same was asked before.
 
@@ -157,6 +158,7 @@ class Asker:
             num_predict: tokens of the reply at most; never more than half of the context.
             temperature: ``None``: the server's own.
             variant: another number asks the same with another seed.
+            model: asked in place of the role's own.
 
         Raises:
             Cancelled: the work was called off.
@@ -172,7 +174,14 @@ class Asker:
             role=role,
             parts=tuple(replace(part, text=clean(part.text)) for part in parts),
             schema=schema,
-            options=self._options(role, key, num_predict, temperature, variant),
+            options=self._options(
+                role,
+                key,
+                num_predict=num_predict,
+                temperature=temperature,
+                variant=variant,
+                model=model,
+            ),
             variant=variant,
         )
         inputs = question.inputs()
@@ -190,15 +199,22 @@ class Asker:
         return [_use(model, role, groups[model, role]) for model, role in sorted(groups)]
 
     def _options(
-        self, role: Role, key: str, num_predict: int, temperature: float | None, variant: int
+        self,
+        role: Role,
+        key: str,
+        *,
+        num_predict: int,
+        temperature: float | None,
+        variant: int,
+        model: str | None,
     ) -> Options:
-        if role not in self._models:
+        if model is None and role not in self._models:
             raise ConfigError(
                 f"no model is named for {role}",
                 fix="Add `model: …` to the task or to config/labd.yaml",
             )
         return Options(
-            model=self._models[role],
+            model=model or self._models[role],
             num_ctx=self._num_ctx,
             num_predict=min(num_predict, self._num_ctx // 2),
             temperature=temperature,

@@ -41,6 +41,7 @@ def publish(
     patch: str,
     language: str,
     num_reviews: int,
+    reviewers: Sequence[str],
     improved: bool,
 ) -> Published:
     """Draw, write, set and review the paper; give the study as the paper told it.
@@ -53,6 +54,7 @@ def publish(
         patch: what the selected code changed in the template's.
         language: of the paper, two letters.
         num_reviews: how many reviews there are to be.
+        reviewers: models that take turns at reviewing.
         improved: whether the paper is revised once after them, and reviewed again.
 
     Raises:
@@ -67,7 +69,7 @@ def publish(
         study = study.model_copy(update={"figures": draw_study_figures(study, results_dir)})
         if patch:
             write_atomic(results_dir / CHANGE_FILE, patch.encode())
-        desk = _Desk(study, asker, tools, results_dir)
+        desk = _Desk(study, asker, tools, results_dir, tuple(reviewers))
         draft = desk.written(language)
         rendered = desk.set(draft)
         reviews = desk.reviewed(rendered, num_reviews, revised=False)
@@ -92,6 +94,7 @@ class _Desk:
     asker: Asker
     tools: Tools
     results_dir: Path
+    reviewers: tuple[str, ...]
 
     def told(self) -> Study:
         """Give the study with what models were asked until now."""
@@ -136,7 +139,9 @@ class _Desk:
         name = "review-revised" if revised else "review"
         self.tools.progress(name, 0, count, "reading")
         paper = rendered.markdown.read_text(encoding="utf-8")
-        reviews = review(paper, self.asker, num_reviews=count, round_name=name)
+        reviews = review(
+            paper, self.asker, num_reviews=count, round_name=name, models=self.reviewers
+        )
         write_reviews(reviews, self.results_dir, revised=revised)
         self.tools.progress(name, count, count, f"{len(reviews.reviews)} that can be read")
         return reviews

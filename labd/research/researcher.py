@@ -64,6 +64,8 @@ class Plan:
     control: bool = False
     max_tokens_total: int | None = None
     num_reviews: int = 3
+    reviewers: tuple[str, ...] = ()
+    """Models that take turns at reviewing; none: the one of the role `review`."""
     improve: bool = False
     language: str = "en"
 
@@ -128,6 +130,7 @@ def run_study(
         patch=patch_text,
         language=plan.language,
         num_reviews=plan.num_reviews,
+        reviewers=plan.reviewers,
         improved=plan.improve,
     )
 

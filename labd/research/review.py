@@ -209,14 +209,20 @@ _META_ORDER = (
 
 
 def review(
-    paper: str, asker: Asker, *, num_reviews: int = 3, round_name: str = "review"
+    paper: str,
+    asker: Asker,
+    *,
+    num_reviews: int = 3,
+    round_name: str = "review",
+    models: Sequence[str] = (),
 ) -> Reviews:
-    """Have the model of the role `review` review a paper, several times with different seeds, and sum it up.
+    """Have a paper reviewed several times, with different seeds and, it may be, by different models, and sum it up.
 
     Args:
         paper: its text as a reader sees it.
         asker: whom to ask.
         num_reviews: from 1 to `MAX_REVIEWS`.
+        models: take turns; nobody: the model of the role `review`.
         round_name: begins the names of the questions, so that a second round is asked anew.
 
     Raises:
@@ -239,6 +245,7 @@ def review(
             num_predict=1500,
             temperature=_TEMPERATURE,
             variant=number,
+            model=models[(number - 1) % len(models)] if models else None,
         )
 
     numbers = range(1, min(max(num_reviews, 1), MAX_REVIEWS) + 1)

@@ -97,6 +97,7 @@ def _study(
         control=bool(spec.control),
         max_tokens_total=spec.max_tokens_total,
         num_reviews=3 if spec.num_reviews is None else spec.num_reviews,
+        reviewers=_reviewers(spec),
         improve=bool(spec.improve),
         language=spec.language or "en",
     )
@@ -123,8 +124,9 @@ def _shelf(job: Mapping[str, Any]) -> Literature | None:
 
 
 def _models(spec: TaskSpec, default: str | None) -> dict[Role, str]:
-    """Give the model of each role: the task's, else the settings', else another role's."""
-    named = spec.model if isinstance(spec.model, dict) else {}
+    """Give the model of each role: the task's, else the settings', else another role's; of several the first."""
+    given = spec.model if isinstance(spec.model, dict) else {}
+    named = {role: one if isinstance(one, str) else one[0] for role, one in given.items()}
     one = spec.model if isinstance(spec.model, str) else default or next(iter(named.values()), "")
     if not one:
         raise ConfigError(
@@ -133,6 +135,11 @@ def _models(spec: TaskSpec, default: str | None) -> dict[Role, str]:
             fix="Add `model: …` to the task, or `llm: {model: …}` to config/labd.yaml",
         )
     return {role: named.get(role, one) for role in get_args(Role)}
+
+
+def _reviewers(spec: TaskSpec) -> tuple[str, ...]:
+    several = spec.model.get("review") if isinstance(spec.model, dict) else None
+    return several if isinstance(several, tuple) else ()
 
 
 def _template(job: Mapping[str, Any], spec: TaskSpec) -> Template:
