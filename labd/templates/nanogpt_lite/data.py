@@ -18,6 +18,7 @@ END_SHARE = 0.12
 """Of words, those that end a sentence."""
 TOPIC_SHARE = 0.5
 """Of the words, those that the topic chooses; the others follow from the word before."""
+LEAST_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,10 @@ class Language:
     by_previous: np.ndarray
     """Shape (W + 1, W); the last row is for the first word of a sentence."""
 
-    def word_shares(self, previous: int) -> np.ndarray:
-        """Give the probability of each word, shape (T, W), after a word, or W at the start of a sentence."""
-        return TOPIC_SHARE * self.by_topic + (1 - TOPIC_SHARE) * self.by_previous[previous]
+    def word_shares(self, previous: int, word: int | slice = slice(None)) -> np.ndarray:
+        """Give the probability of a word, shape (T,), or of each, (T, W), after a word, or W where a sentence starts."""
+        by_topic, by_previous = self.by_topic[:, word], self.by_previous[previous, word]
+        return TOPIC_SHARE * by_topic + (1 - TOPIC_SHARE) * by_previous
 
 
 def draw_language(split: str, topics: int, words: int) -> Language:
@@ -78,12 +80,12 @@ def next_shares(language: Language, contexts: np.ndarray) -> np.ndarray:
 def cross_entropy(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Give the mean loss in bits a character of predictions, shapes (n, characters), when the truth is known.
 
-    It is the expectation over all that may come next, so that no draw adds noise. It is never below
-    `cross_entropy(truth, truth)`, the entropy (Gibbs' inequality).
+    It is the expectation over all that may come next, so that no draw adds noise. It is never below the entropy
+    (Gibbs' inequality), which is `cross_entropy(truth, truth)`. No share counts as less than 1e-9.
     """
-    with np.errstate(divide="ignore"):
-        bits = np.where(truth > 0, -truth * np.log2(predicted), 0.0)
-    return float(bits.sum(axis=1).mean())
+    usable = np.maximum(predicted, LEAST_SHARE)
+    usable = usable / usable.sum(axis=1, keepdims=True)
+    return float(-(truth * np.log2(usable)).sum(axis=1).mean())
 
 
 def _generator(split: str, *purpose: int) -> np.random.Generator:
@@ -118,7 +120,7 @@ def _next(language: Language, known: dict[tuple[int, ...], int], text: list[int]
             belief, previous, start = np.full(topics, 1 / topics), words, place + 1
         elif character == SPACE:
             word = known[tuple(text[start:place])]
-            belief = belief * language.word_shares(previous)[:, word]
+            belief = belief * language.word_shares(previous, word)
             belief, previous, start = belief / belief.sum(), word, place + 1
     begun = tuple(text[start:])
     shares = np.zeros(len(ALPHABET))

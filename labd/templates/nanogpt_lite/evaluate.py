@@ -13,7 +13,6 @@ import numpy as np
 from data import ALPHABET, cross_entropy, draw_contexts, draw_language, next_shares
 
 MAX_BYTES = 16 * 2**20
-LEAST_SHARE = 1e-9
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def read_predictions(path: Path) -> list:
 
 
 def checked(rows: list, number: int) -> np.ndarray:
-    """Give the rows as shares, shape (number, characters), each row summing to 1 and none of it below 1e-9."""
+    """Give the rows as shares, shape (number, characters), each row summing to 1."""
     if not isinstance(rows, list) or len(rows) != number:
         raise SystemExit(f"predictions.json is not a list of {number} rows")
     for row in rows:
@@ -53,8 +52,7 @@ def checked(rows: list, number: int) -> np.ndarray:
     shares = np.array(rows)
     if not (np.all(shares >= 0) and np.all(np.abs(shares.sum(axis=1) - 1) < 1e-6)):
         raise SystemExit("predictions.json has a row that is negative or does not sum to 1")
-    shares = np.maximum(shares, LEAST_SHARE)
-    return shares / shares.sum(axis=1, keepdims=True)
+    return shares
 
 
 if __name__ == "__main__":
