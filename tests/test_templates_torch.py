@@ -318,6 +318,7 @@ def run(template: Template, directory: Path, name: str, **over: Any) -> Run:
 
 @needs_torch
 @pytest.mark.sandbox
+@pytest.mark.timeout(900)
 @each
 def test_a_run_repeats_with_its_seed_and_differs_by_seed_and_split(
     name: str, tmp_path: Path
@@ -329,12 +330,12 @@ def test_a_run_repeats_with_its_seed_and_differs_by_seed_and_split(
     assert set(one.curves) == CURVES[name]
     tests = [run(template, tmp_path, f"test-{seed}", seed=seed, split="test") for seed in (1, 2)]
     assert not any("validation" in curve for test in tests for curve in test.curves)
-    other = run(template, tmp_path, "other", seed=2)
-    assert len({found.value for found in (one, other, *tests)}) == 4
+    assert len({found.value for found in (one, *tests)}) == 3
 
 
 @needs_torch
 @pytest.mark.sandbox
+@pytest.mark.timeout(900)
 @each
 def test_a_sweep_of_four_trials_gives_four_values(name: str, tmp_path: Path) -> None:
     template = load_template(name, roots=[])
@@ -354,6 +355,7 @@ def test_a_sweep_of_four_trials_gives_four_values(name: str, tmp_path: Path) -> 
 
 @needs_torch
 @pytest.mark.sandbox
+@pytest.mark.timeout(900)
 def test_a_model_that_looks_ahead_in_nanogpt_lite_gains_nothing(tmp_path: Path) -> None:
     template = load_template("nanogpt_lite", roots=[])
     template = replace(template, env={**template.env, "UPDATES": "60"})
