@@ -235,8 +235,11 @@ def test_the_baseline_of_a_directory_can_be_tried_from_the_command_line(home: Ho
     assert "Name one in the task file" in done.stdout
     listed = json.loads(labd(home.root, "template", "list", "--json").stdout)
     assert {one["name"]: one["style"] for one in listed} == {
+        "diffusion_2d": "labd",
         "digits": "labd",
+        "grokking": "labd",
         "modular": "ai_scientist",
+        "nanogpt_lite": "labd",
         "outbreak": "ai_scientist",
         "tinytext": "autoresearch",
     }

@@ -61,7 +61,9 @@ def changed(template: Template, target: Path, name: str, old: str, new: str) -> 
 
 
 def test_they_are_templates_without_a_template_file(roots: list[Path]) -> None:
-    assert set(list_templates(roots)) == {"outbreak", "modular", "tinytext", "digits"}
+    assert set(list_templates(roots)) == {"outbreak", "modular", "tinytext"} | set(
+        list_templates([])
+    )
     outbreak, tiny = (load_template(name, roots=roots) for name in ("outbreak", "tinytext"))
     assert (outbreak.style, outbreak.editable) == ("ai_scientist", ("experiment.py",))
     assert outbreak.guidance.startswith("You are an epidemiologist")
@@ -371,5 +373,5 @@ def test_each_requirement_of_a_directory_is_told(roots: list[Path]) -> None:
 
 
 def test_a_name_that_no_template_has_is_told_with_those_that_there_are(home: Home) -> None:
-    with pytest.raises(ConfigError, match="Known templates: digits"):
+    with pytest.raises(ConfigError, match="Known templates: .*digits"):
         examine_template(home, "nothing")

@@ -96,7 +96,7 @@ def test_an_unknown_name_says_which_are_known_and_which_is_near(tmp_path: Path) 
     write_template(tmp_path)
     text = refusal(tmp_path, "digit")
     assert "did you mean digits?" in text
-    assert "digits, tiny" in text
+    assert "diffusion_2d, digits, grokking, nanogpt_lite, tiny" in text
 
 
 def test_a_path_is_taken_only_below_the_roots(tmp_path: Path) -> None:
