@@ -458,7 +458,7 @@ def test_a_file_that_was_changed_meanwhile_stays(home: Home) -> None:
 
 def test_what_the_checker_says_goes_to_its_field(home: Home) -> None:
     text = form_text(
-        "research", {"template": "digots", "num_cpus": -1.0, "labels": "a b", "title": ""}
+        "research", {"template": "digots", "num_cpus": "-1", "labels": "a b", "title": ""}
     )
     assert "labels:\n- a\n- b" in text
     with pytest.raises(LabdError) as caught:

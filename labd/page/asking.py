@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ FORM_KEYS = (
     *("timeout", "labels"),
 )
 """The keys of a task file that the form has fields for, beside ``kind``."""
+
+
+_NUMBERS = frozenset({"max_runs", "seed", "num_cpus", "num_gpus", "priority"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +55,27 @@ def _problem(text: str) -> FieldProblem:
     return FieldProblem("", text, line, column)
 
 
-def form_text(kind: str, fields: Mapping[str, Any]) -> str:
-    """Give the task file that a form's fields stand for; what was left empty is left out."""
+def form_text(kind: str, fields: Mapping[str, str | None]) -> str:
+    """Give the task file that a form's fields stand for; what was left empty is left out.
+
+    A number's field that holds none is passed on as it is: the checker says what it wants.
+    """
     said: dict[str, Any] = {"kind": kind}
     for key in FORM_KEYS:
-        value = fields.get(key)
-        if value is None or value == "":
+        value = fields.get(key) or ""
+        if not value.strip():
             continue
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        said[key] = str(value).split() if key == "labels" else value
+        said[key] = value.split() if key == "labels" else _number(key, value.strip())
     return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=4096)
+
+
+def _number(key: str, text: str) -> str | int | float:
+    if key in _NUMBERS:
+        with suppress(ValueError):
+            return int(text)
+        with suppress(ValueError):
+            return float(text)
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Choice:
         """Give the choice with changes; another task begins without a trial."""
         clean = {key: value[:_LONGEST] for key, value in changes.items()}
         new = replace(self, **clean)
-        if new.task != self.task:
+        if new.task != self.task and "trial" not in clean:
             new = replace(new, trial="")
         return replace(
             new,

@@ -62,7 +62,7 @@ class Form:
         run = gradio.Textbox(label=words("run"), placeholder="python train.py --epochs 10")
         with gradio.Row():
             numbers = [
-                gradio.Number(label=words(key), value=None, min_width=110)
+                gradio.Textbox(label=words(key), max_length=20, min_width=110)
                 for key in ("max_runs", "seed", "num_cpus", "num_gpus", "priority")
             ]
             timeout = gradio.Textbox(label=words("timeout"), min_width=110)

@@ -164,7 +164,11 @@ def _row(view: TaskView, snapshot: Snapshot, words: Words, *, chosen: bool, tabb
         tag("td", what),
         tag("td", ago(view.moved_at)),
         tag("td", since(view.moved_at) if view.state is State.RUNNING else took, class_="n"),
-        tag("td", told[:300], class_="why"),
+        tag(
+            "td",
+            tag("span", told[:300], title=told[:2000] if len(told) > 120 else None),
+            class_="why",
+        ),
         data_id=view.id,
         aria_selected="true" if chosen else "false",
     )

@@ -163,7 +163,9 @@ def application(lab: Lab, settings: PageSettings, snapshots: Snapshots) -> Guard
 def _theme(gradio: Any) -> Any:
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans KR", "sans-serif"]
     return gradio.themes.Default(
-        font=fonts, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"]
+        primary_hue="blue",
+        font=fonts,
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
     )
 
 

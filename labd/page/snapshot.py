@@ -172,8 +172,10 @@ class Snapshots:
         self._nodes = nodes(self._lab)
 
     def _repeat(self, every_s: float, work: Callable[[], None], *, always: bool = False) -> None:
+        first = True
         while True:
-            if always or self._asked_lately():
+            if always or first or self._asked_lately():
+                first = False
                 try:
                     work()
                 except (OSError, LabdError) as error:

@@ -27,6 +27,7 @@ def picture(found: Trials, words: Words, *, task: str, chosen: str) -> Html:
         return Html("")
     if any(one.parent for one in trials):
         places = tree_places(trials)
+        kind = "trials tree"
         width = max(p.x for p in places.values()) + _COLUMN
         height = max(p.y for p in places.values()) + _ROW
         inside = [
@@ -35,7 +36,7 @@ def picture(found: Trials, words: Words, *, task: str, chosen: str) -> Html:
         ]
     else:
         places = value_places(trials)
-        width, height = _WIDTH, _HEIGHT
+        width, height, kind = _WIDTH, _HEIGHT, "trials values"
         inside = [
             _axis(trials, found, words),
             *(_node(t, places[t.name], found, chosen, words, named=False) for t in trials),
@@ -46,7 +47,7 @@ def picture(found: Trials, words: Words, *, task: str, chosen: str) -> Html:
         *inside,
         viewBox=f"0 0 {width:g} {height:g}",
         style=f"width:{width:g}px",
-        class_="trials",
+        class_=kind,
         role="group",
         aria_label=label,
     )
