@@ -151,7 +151,7 @@ def _row(view: TaskView, snapshot: Snapshot, words: Words, *, chosen: bool, tabb
             "th",
             _pick(view.id, tabbed=tabbed),
             tag("small", view.title) if view.title else None,
-            *labels,
+            tag("div", *labels) if labels else None,
             scope="row",
         ),
         tag(
@@ -162,7 +162,7 @@ def _row(view: TaskView, snapshot: Snapshot, words: Words, *, chosen: bool, tabb
             class_=f"state {view.state.value}",
         ),
         tag("td", what),
-        tag("td", ago(view.moved_at)),
+        tag("td", ago(view.moved_at, words)),
         tag("td", since(view.moved_at) if view.state is State.RUNNING else took, class_="n"),
         tag(
             "td",
@@ -195,13 +195,14 @@ def moment(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def ago(at: float) -> Html:
+def ago(at: float, words: Words) -> Html:
     """Give a moment that the browser prints as how long ago it was."""
     return tag(
         "time",
         moment(at),
         datetime=f"{moment(at)}Z",
         data_ago=f"{at:.0f}",
+        data_text=words("ago", age="{age}"),
         title=f"{moment(at)} UTC",
     )
 

@@ -124,7 +124,7 @@ class Snapshots:
                 number = self._begun
             began_s = time.monotonic()
             try:
-                latest: Snapshot | None = self._look()
+                latest: Snapshot | None = self.look()
             except (OSError, LabdError) as error:
                 latest = replace(self._latest, failed=str(error)) if self._latest else None
             took_s = time.monotonic() - began_s
@@ -141,7 +141,8 @@ class Snapshots:
     def _asked_lately(self) -> bool:
         return time.monotonic() - self._asked_s < _UNASKED_S
 
-    def _look(self) -> Snapshot:
+    def look(self) -> Snapshot:
+        """Look at the lab now. For the one thread that reads, which `start` starts."""
         status = self._lab.status()
         views = self._index.refresh(_SLICE_S)
         running = [view.id for view in views if view.state is State.RUNNING][:_MAX_TIMELINES]

@@ -47,6 +47,7 @@ _TABLE: Mapping[str, tuple[str, str]] = {
     "nothing_runs": ("Nothing runs.", "실행 중인 작업이 없습니다."),
     "left": ("about {age} left in this stage", "이 단계의 남은 시간 약 {age}"),
     "elapsed": ("for", "경과"),
+    "ago": ("{age} ago", "{age} 전"),
     "pause": ("Pause dispatching", "시작 일시 중지"),
     "resume": ("Resume dispatching", "시작 재개"),
     # the table

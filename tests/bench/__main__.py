@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("latency", "throughput", "packing", "kills", "cost", "scale", "demo", "models")
+NAMES = ("latency", "throughput", "packing", "kills", "cost", "scale", "demo", "models", "page")
 
 
 def main() -> int:

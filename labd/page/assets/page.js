@@ -18,7 +18,7 @@
 
   labd.times = () => {
     for (const e of document.querySelectorAll("[data-ago],[data-since]")) {
-      put(e, duration(now() - Number(e.dataset.ago || e.dataset.since)));
+      put(e, (e.dataset.text || "{age}").replace("{age}", duration(now() - Number(e.dataset.ago || e.dataset.since))));
     }
     for (const e of document.querySelectorAll("[data-until]")) {
       put(e, e.dataset.text.replace("{age}", duration(Number(e.dataset.until) - now())));
