@@ -5,7 +5,7 @@ What a task left behind is read with tolerance: what is missing or of another fo
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 BASELINE = "baseline"
@@ -54,6 +54,9 @@ def trials_of(research: Mapping[str, Any]) -> Trials:
     )
     baseline = _mapping(research.get("baseline_run"))
     if baseline and not any(one.name == BASELINE for one in trials):
+        if any(one.move for one in trials):  # of a researcher whose trials come from one another
+            roots = {"", _text(baseline.get("name"))}
+            trials = [replace(t, parent=BASELINE) if t.parent in roots else t for t in trials]
         trials = [_renamed(_trial(baseline)), *trials]
     named = tuple(one for one in trials if one.name)
     better = _text(metric.get("better")) or "higher"

@@ -41,9 +41,13 @@ class PageProcess:
                 env={**os.environ, "no_proxy": "*"},
             )
 
-    def wait_ready(self, timeout_s: float = 60.0) -> "PageProcess":
-        """Wait until it answers."""
-        wait_until(self._answers, timeout_s, "the page")
+    def wait_ready(self, timeout_s: float = 150.0) -> "PageProcess":
+        """Wait until it answers; one that does not is killed."""
+        try:
+            wait_until(self._answers, timeout_s, "the page")
+        except AssertionError:
+            self.kill()
+            raise
         return self
 
     def _answers(self) -> bool:

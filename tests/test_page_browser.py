@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from labd.settings import Home
 from labd.spool import Spool
 from tests.conftest import REPO
 from tests.factories import task_text, write_settings
-from tests.pages import CHROMIUM, PageProcess
+from tests.pages import CHROMIUM, PageProcess, free_port
 from tests.processes import DaemonProcess, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -156,7 +158,7 @@ class Window:
         self.page.wait_for_selector("#table table, #table p")
 
     def _dialog(self, dialog: Any) -> None:
-        if dialog.type == "confirm":
+        if dialog.type == "confirm" and "<img" not in dialog.message:
             dialog.accept()
         else:
             self.wrong.append(f"{dialog.type}: {dialog.message}")
@@ -391,46 +393,52 @@ def test_texts_have_contrast_and_controls_have_names(
     assert seen.page.evaluate((REPO / "tests" / "contrast.js").read_text()) == []
 
 
-def test_the_daemon_may_stop_and_start_under_an_open_page(
+def test_page_and_daemon_may_be_killed_and_come_back_under_an_open_page(
     browser: Any, tmp_path: Path, daemon: Callable[..., DaemonProcess]
 ) -> None:
-    home = write_settings(tmp_path, ray={"num_cpus": 1, "dashboard": False})
+    port = free_port()
+    home = write_settings(
+        tmp_path,
+        ray={"num_cpus": 1, "dashboard": False},
+        page={"enabled": True, "port": port},
+    )
     first = daemon(tmp_path)
-    server = PageProcess(tmp_path).wait_ready()
-    try:
-        seen = Window(browser, server.url + "/en/")
-        seen.page.wait_for_selector("#strip .good")
-        (home.spool / "pending" / "quick.yaml").write_text(
-            task_text(kind="command", template=None, run="echo hello there")
-        )
-        seen.page.wait_for_selector("#table tr[data-id=quick] td.state.done", timeout=90_000)
-        seen.choose("quick")
-        assert "hello there" in seen.tab("log").inner_text()
-        first.stop()
-        seen.page.wait_for_selector("#strip .bad")
-        assert seen.page.inner_text("#detail h3") == "quick"
-        daemon(tmp_path)
-        seen.page.wait_for_selector("#strip .good")
-        assert seen.wrong == []
-    finally:
-        server.kill()
+    page = wait_until(lambda: first.said("page.started"), 90, "page.started")[0]["pid"]
+    wait_until(lambda: answers(port), 90, "the daemon's page")
+    seen = Window(browser, f"http://127.0.0.1:{port}/en/")
+    seen.page.wait_for_selector("#strip .good")
+    (home.spool / "pending" / "quick.yaml").write_text(
+        task_text(kind="command", template=None, run="echo hello there")
+    )
+    seen.page.wait_for_selector("#table tr[data-id=quick] td.state.done")
+    seen.choose("quick")
+    assert "hello there" in seen.tab("log").inner_text()
+    wait_until(lambda: "tab=log" in seen.page.url, 60, "the address")
+    seen.page.evaluate("window.before = true")
+
+    first.family()
+    os.kill(page, signal.SIGKILL)
+    seen.page.wait_for_function("!window.before && window.labd && labd.lastPulse")
+    seen.page.wait_for_selector('#detail article[data-task="quick"] #tab-log[aria-selected=true]')
+
+    first.family()
+    first.process.kill()
+    seen.page.wait_for_selector("#strip .bad")
+    seen.page.click("#detail [data-ask=retry]")
+    wait_until((home.spool / "pending" / "quick.yaml").exists, 60, "asked without a daemon")
+
+    second = daemon(tmp_path)
+    wait_until(lambda: second.said("page.started"), 90, "page.started")
+    seen.page.wait_for_selector("#strip .good")
+    assert second.stop() == 0
+    wait_until(lambda: not answers(port), 30, "no page any more")
+    seen.context.close()
 
 
-def test_a_page_that_was_killed_comes_back_with_its_selection(
-    browser: Any, tmp_path: Path
-) -> None:
-    home = write_settings(tmp_path)
-    Spool(home.spool).prepare()
-    for name in ("a", "b"):
-        (home.spool / "pending" / f"{name}.yaml").write_text(task_text())
-    server = PageProcess(tmp_path).wait_ready()
+def answers(port: int) -> bool:
+    """Say whether a page answers there."""
     try:
-        seen = Window(browser, server.url + "/en/")
-        seen.choose("b")
-        wait_until(lambda: "task=b" in seen.page.url, 60, "the address")
-        server.kill()
-        server = PageProcess(tmp_path, server.port).wait_ready()
-        seen.page.wait_for_function("performance.now() < 15000 && window.labd && labd.lastPulse")
-        seen.page.wait_for_selector('#detail article[data-task="b"]')
-    finally:
-        server.kill()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False

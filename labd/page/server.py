@@ -49,6 +49,7 @@ def serve(
         ConfigError: it can't listen there, or must not without anybody having to sign in.
 
     """
+    starter = os.getppid()
     check_reach(settings)
     listener = _listen(settings.host, settings.port)
     # People look now and then; work must not wait for it.
@@ -70,7 +71,7 @@ def serve(
     )
     server = uvicorn.Server(config)
     if served:
-        threading.Thread(target=_make_room, args=(lab, server), daemon=True).start()
+        threading.Thread(target=_make_room, args=(lab, server, starter), daemon=True).start()
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     say(f"labd: the page is at http://{shown}:{settings.port}")
     try:
@@ -107,16 +108,15 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _make_room(lab: Lab, server: Any) -> None:
+def _make_room(lab: Lab, server: Any, starter: int) -> None:
     """End the page when the daemon that started it is gone and another one holds the spool."""
-    mine = os.getppid()
     pause = threading.Event()
     while True:
         pause.wait(_LOOK_EVERY_S)
-        if os.getppid() == mine:
+        if os.getppid() == starter:
             continue
         with suppress(OSError):
-            if lab.status().pid not in {None, mine}:
+            if lab.status().pid not in {None, starter}:
                 server.should_exit = True
                 return
 
