@@ -162,8 +162,10 @@ def test_the_page_is_in_the_language_that_the_browser_asks_for(page: PageProcess
     assert page.ask("/", headers={"Accept-Language": "fr"})[1]["location"] == "/en/"
 
 
-def test_people_sign_in_where_users_are_named_and_the_page_stops_when_told(tmp_path: Path) -> None:
-    write_settings(tmp_path, page={"users": {"ada": hashed("engine")}})
+def test_people_sign_in_where_users_are_named_and_a_read_only_page_only_shows(
+    tmp_path: Path,
+) -> None:
+    write_settings(tmp_path, page={"users": {"ada": hashed("engine")}, "read_only": True})
     (tmp_path / "spool").mkdir()
     process = PageProcess(tmp_path).wait_ready()
     try:
@@ -178,7 +180,11 @@ def test_people_sign_in_where_users_are_named_and_the_page_stops_when_told(tmp_p
         assert status == 303
         assert {"HttpOnly", "SameSite=Strict"} <= set(headers["set-cookie"].split("; "))
         mine = {"Cookie": headers["set-cookie"].partition(";")[0]}
-        assert process.ask("/en/config", headers=mine)[0] == 200
+        status, _, config = process.ask("/en/config", headers=mine)
+        assert status == 200
+        assert b'"choose"' in config
+        assert b'"ask"' not in config  # it is read-only: there is nothing by which to ask
+        assert b"form-submit" not in config
         assert process.ask("/sign-out", "POST", {**sent, **mine})[0] == 303
         assert process.ask("/en/config", headers=mine)[0] == 401
         assert process.stop() in {0, -15}

@@ -124,7 +124,7 @@ class Page:
             "strip": _panel("strip", _ON_STRIP),
             "now": _panel("now", _ON_PICK),
         }
-        with gradio.Row():
+        with gradio.Row(elem_id="main"):
             with gradio.Column(scale=3):
                 self._build_filters()
                 self._panels["table"] = _panel("table", _ON_PICK)
@@ -202,13 +202,13 @@ class Page:
         for name, handler in (
             ("table", self._picked),
             ("now", self._picked),
-            ("strip", self._asked),
             ("detail", self._chosen),
         ):
-            event = {"strip": "ask", "detail": "choose"}.get(name, "pick")
+            event = "choose" if name == "detail" else "pick"
             getattr(self._panels[name], event)(handler, [self._session], panels, **quiet)
         if not self._read_only:
-            self._panels["detail"].ask(self._asked, [self._session], panels, **quiet)
+            for name in ("strip", "detail"):
+                self._panels[name].ask(self._asked, [self._session], panels, **quiet)
 
     def _loaded(self, request: gradio.Request) -> list[Any]:
         session = Session(from_query(dict(request.query_params)))
@@ -272,16 +272,13 @@ class Page:
     ) -> list[Any]:
         if session is None:
             return [gradio.skip()] * len(_PANELS)
-        if self._read_only:
-            answer = asking.Answer(self._words("not_allowed"), ok=False)
-        else:
-            verb, task = str(_said(event, "verb")), str(_said(event, "id"))
-            view = self._snapshots.get().find(task)
-            answer = asking.ask(
-                self._lab, verb, view.id if view else task, _said(event, "priority"), self._words
-            )
-            _tell(request, verb, task)
-            self._snapshots.look_now()
+        verb, task = str(_said(event, "verb")), str(_said(event, "id"))
+        view = self._snapshots.get().find(task)
+        answer = asking.ask(
+            self._lab, verb, view.id if view else task, _said(event, "priority"), self._words
+        )
+        _tell(request, verb, task)
+        self._snapshots.look_now()
         session.answer = asking.shown(answer, self._words, fields=False)
         return self._shown(session)
 

@@ -179,7 +179,6 @@ _TABLE: Mapping[str, tuple[str, str]] = {
     "did_raise": ("{task} has priority {priority}.", "{task}의 우선순위가 {priority}입니다."),
     "did_pause": ("Paused: what runs goes on.", "일시 중지함. 실행 중인 작업은 계속됩니다."),
     "did_resume": ("Resumed.", "재개했습니다."),
-    "not_allowed": ("This page is read-only.", "이 페이지는 읽기 전용입니다."),
     # signing in
     "sign_in": ("Sign in", "로그인"),
     "user": ("Name", "이름"),
