@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup system-packages demo test torture bench check format clean
+.PHONY: help setup system-packages browser demo test torture bench check format clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -24,6 +24,9 @@ $(STAMP): pyproject.toml config/constraints.txt
 
 system-packages:
 	@command -v bwrap >/dev/null || sh config/system-packages.sh bubblewrap
+
+browser: ## install Debian's Chromium, in which the page is tested; without it those tests are skipped
+	@command -v chromium >/dev/null || sh config/system-packages.sh chromium
 
 demo: setup ## run one small research task from a YAML file to a paper, with live progress
 	@$(BIN)/labd --home . run config/examples/first-paper.yaml

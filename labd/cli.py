@@ -72,9 +72,13 @@ def up(
         bool,
         typer.Option("--once", help="Stop when the spool is drained; exit 1 if a task failed."),
     ] = False,
+    page: Annotated[
+        bool,
+        typer.Option("--page/--no-page", help="Serve the status page, if the settings say so."),
+    ] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Run the daemon in the foreground.
+    """Run the daemon in the foreground, and the status page beside it.
 
     Examples:  labd up --home ~/lab      labd up --once
     """
@@ -85,10 +89,10 @@ def up(
     if log_level not in {"debug", "info", "warning", "error"}:
         raise typer.BadParameter("debug, info, warning or error", param_hint="--log-level")
     the_home = _home(home, make=True)
-    log = stderr_logger(level=log_level)
+    log = stderr_logger(level=log_level, copy=the_home.daemon_log)
     # Before anything is started: labd may have to move into a control group of its own first.
     warn_of_gaps(the_home.settings.sandbox, log)
-    raise typer.Exit(Daemon(the_home, log, once=once).run())
+    raise typer.Exit(Daemon(the_home, log, once=once, page=page and not once).run())
 
 
 @app.command()
@@ -171,8 +175,12 @@ def list_tasks(
         "tasks": [view.as_json() for view in views],
         "counts": counts,
         "daemon": {"up": status.up, "status_age_s": status.age_s},
+        "paused": lab.paused,
     }
-    _answer(as_json, data, lambda: _show_list(views, counts, up=status.up))
+    notes = ("; no daemon runs" if not status.up else "") + (
+        "; paused: nothing new is started until `labd resume`" if lab.paused else ""
+    )
+    _answer(as_json, data, lambda: _show_list(views, counts, notes))
 
 
 @app.command()
@@ -244,6 +252,39 @@ def retry(
     Examples:  labd retry my-idea      labd retry my-idea other-idea
     """
     _each(tasks, lambda lab, name: f"{_safe(lab.retry(name).id)} waits again")
+
+
+@app.command()
+def priority(
+    task: Annotated[str, typer.Argument(help="The id of a waiting task, or how it begins.")],
+    number: Annotated[int, typer.Argument(min=-1000, max=1000, help="Higher starts first.")],
+) -> None:
+    """Give a waiting task another priority: a new file takes the old one's place.
+
+    Examples:  labd priority my-idea 10      labd priority my-idea -- -5
+    """
+    view = _lab().set_priority(task, number)
+    _out(f"{_safe(view.id)} has priority {view.priority}")
+
+
+@app.command()
+def pause() -> None:
+    """Have nothing new started; what runs goes on. Holds until `labd resume`, also across restarts.
+
+    Examples:  labd pause      touch spool/paused
+    """
+    _lab().pause()
+    _out("paused; what runs goes on, and `labd resume` lets work start again")
+
+
+@app.command()
+def resume() -> None:
+    """Let work start again after `labd pause`.
+
+    Examples:  labd resume      rm spool/paused
+    """
+    _lab().resume()
+    _out("resumed")
 
 
 @app.command()
@@ -449,27 +490,31 @@ def sandbox(
 @app.command()
 def page(
     *,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; else the settings' own.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+    hash_password: Annotated[
+        bool,
+        typer.Option("--hash-password", help="Ask for a password and print its hash for `users`."),
+    ] = False,
+    served: Annotated[bool, typer.Option("--served", hidden=True)] = False,
 ) -> None:
-    """Serve the read-only status page; on the loopback only, until it asks who is there.
+    """Serve the status page by itself; `labd up` does so too.
 
-    Examples:  labd page      labd page --port 8000
+    Examples:  labd page --port 8000      labd page --hash-password
     """
+    if hash_password:
+        from labd.page.passwords import hashed
+
+        _out(hashed(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)))
+        return
     from labd.page import serve
 
-    if host not in {"127.0.0.1", "localhost", "::1"}:
-        raise typer.BadParameter(
-            "the page has no sign-in yet and listens on the loopback only", param_hint="--host"
-        )
     lab = _lab()
-    _err(f"labd: the page is at http://{host}:{port}")
-    try:
-        serve(lab, host=host, port=port)
-    except OSError as error:
-        raise ConfigError(
-            f"the page can't listen on {host}:{port}: {error}", fix="Choose another --port"
-        ) from error
+    settings = lab.home.settings.page
+    changed = {"host": host or settings.host, "port": port or settings.port}
+    serve(lab, settings.model_copy(update=changed), say=_err, served=served)
 
 
 # --- helpers
@@ -511,7 +556,7 @@ def _answer(as_json: bool, data: object, text: Callable[[], object]) -> None:  #
         text()
 
 
-def _show_list(views: "list[TaskView]", counts: dict[str, int], *, up: bool) -> None:
+def _show_list(views: "list[TaskView]", counts: dict[str, int], notes: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -536,10 +581,7 @@ def _show_list(views: "list[TaskView]", counts: dict[str, int], *, up: bool) -> 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if views:
         console.print(table)
-    _err(
-        ", ".join(f"{number} {state}" for state, number in counts.items())
-        + ("" if up else "; no daemon runs")
-    )
+    _err(", ".join(f"{number} {state}" for state, number in counts.items()) + notes)
 
 
 def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from typing import IO, Any, Self
 from labd.errors import TimedOut
 
 _RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _LOCK_POLL_S = 0.05
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -151,6 +152,22 @@ def rename_noreplace(source: str | Path, target: str | Path) -> None:
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     os.rename(source, target)  # noqa: PTH104 - texts or paths
+
+
+def exchange(one: str | Path, other: str | Path) -> None:
+    """Give two files each other's name, at once; see renameat2(2). Durable when their directories are synced.
+
+    Raises:
+        FileNotFoundError: one of them is gone; nothing was renamed.
+        OSError: as the system gives it; not every file system can do it.
+
+    """
+    done = _libc.renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+    )
+    if done != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 class JsonLines:

@@ -1,10 +1,14 @@
 """A task's log as it comes: a command's output, or the steps of research. Text is made harmless for terminals."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from labd.archive import LOG, OUTPUT
+from labd.errors import NotFound
 from labd.lab import Lab
+from labd.published import opened
 from labd.text import printable
 
 _MAX_LINE = 10_000
@@ -62,6 +66,36 @@ class LogFollower:
             self._log_offset = after
             for line in lines:
                 self._out(json.dumps(line) if self._as_json else _step(line))
+
+
+def tail(lab: Lab, task: str, most_bytes: int) -> tuple[list[str], int]:
+    """Give the last lines of a task's log, and how many bytes it has in all. Only a published file is read."""
+    for name in (OUTPUT, LOG):
+        try:
+            with opened(lab.home.results, task, name) as file:
+                start = max(0, file.size_bytes - most_bytes)
+                raw = os.pread(file.fd, most_bytes, start)
+        except NotFound:
+            continue
+        if start:
+            raw = raw[raw.find(b"\n") + 1 :]  # not from the middle of a line
+        return list(_output_lines(raw) if name == OUTPUT else _step_lines(raw)), file.size_bytes
+    return [], 0
+
+
+def _output_lines(raw: bytes) -> Iterator[str]:
+    for line in raw.decode(errors="replace").splitlines():
+        yield line.rstrip("\r").rsplit("\r", 1)[-1]
+
+
+def _step_lines(raw: bytes) -> Iterator[str]:
+    for line in raw.splitlines():
+        try:
+            step = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(step, dict):
+            yield _step(step)
 
 
 def _step(line: dict[str, Any]) -> str:

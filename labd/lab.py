@@ -7,24 +7,24 @@ import json
 import os
 import pwd
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from labd.archive import LOG, OUTPUT, Archive, History
+from labd.archive import JOURNAL, LOG, OUTPUT, Archive, History
 from labd.clock import from_iso, utc_now
 from labd.drop import check_drop
-from labd.errors import JournalError, MoveRefused, NotFound, TaskFileError
+from labd.errors import JournalError, MoveRefused, NotFound, StorageError, TaskFileError
+from labd.priority import with_priority
 from labd.settings import Home
 from labd.spool import Entry, Spool
 from labd.task import (
     State,
     TaskFile,
-    TaskSpec,
     check_name,
     is_task_name,
     numbered,
@@ -38,6 +38,8 @@ _STALE_S = 30.0
 _TAIL_BYTES = 64 * 1024
 _LONG = 20_000
 _MAX_READ = 5_000
+_MAX_JOURNAL_BYTES = 16 * 2**20
+_MAX_LOG_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Status:
     up: bool
     age_s: float | None
     facts: dict[str, Any]
+    pid: int | None = None
+    """The process that holds the spool, where one does."""
 
     @property
     def stale(self) -> bool:
@@ -66,7 +70,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
-    """One task, as lists show it. `why` says why it waits or why it failed; times are seconds since the epoch."""
+    """One task, as lists show it. `why` says why it waits or why it failed; times are seconds since the epoch.
+
+    `moved_at`: when it came into its state. `took_s`: how long its last attempt took, where that is on record.
+    """
 
     id: str
     state: State
@@ -81,6 +88,12 @@ class TaskView:
     labels: tuple[str, ...] = ()
     owner: str = ""
     models: tuple[str, ...] = ()
+    title: str = ""
+    moved_at: float = 0.0
+    took_s: float | None = None
+    tokens: int = 0
+    alike: tuple[Any, ...] = ()
+    """What the daemon tells reasons by, for tasks that wait for room."""
 
     def as_json(self) -> dict[str, Any]:
         """Give the view as JSON data with printable texts."""
@@ -94,6 +107,7 @@ class TaskView:
             "dropped_at": round(self.dropped_at, 3), "why": self.why, "kind": self.kind, "template": self.template,
             "priority": self.priority, "attempt": self.attempt, "progress": progress,
             "labels": list(self.labels), "owner": self.owner, "models": list(self.models),
+            "title": self.title, "moved_at": round(self.moved_at, 3), "took_s": self.took_s, "tokens": self.tokens,
         }  # fmt: skip
 
 
@@ -114,7 +128,8 @@ class Lab:
             age_s = (utc_now() - from_iso(facts["at"])).total_seconds()
         except (OSError, ValueError, KeyError):
             facts, age_s = {}, None
-        return Status(self._spool.holder() is not None, age_s, facts)
+        pid = self._spool.holder()
+        return Status(pid is not None, age_s, facts, pid)
 
     def counts(self) -> dict[State, int]:
         """Count the tasks in each state."""
@@ -146,7 +161,7 @@ class Lab:
             for entry in islice(
                 self._in_order(state, facts, lengths[state]), _MAX_READ if label else None
             ):
-                view = self._view(state, entry, facts)
+                view = self.view(state, entry, facts)
                 if label is None or label in view.labels:
                     found.append(view)
                 if len(found) >= limit:
@@ -180,7 +195,7 @@ class Lab:
         for state, name in self._spool.where(wanted_id):
             entry = self._spool.entry(state, name)
             if entry is not None:
-                return self._view(state, entry, facts)
+                return self.view(state, entry, facts)
         found = (
             [(s, n) for s in State for n in self._spool.names(s) if n.startswith(wanted_id)]
             if wanted_id
@@ -190,7 +205,7 @@ class Lab:
             state, name = found[0]
             entry = self._spool.entry(state, name)
             if entry is not None:
-                return self._view(state, entry, facts)
+                return self.view(state, entry, facts)
         names = ", ".join(printable(task_id(n), 60) for _, n in found[:5])
         fix = f"Say which: {names}" if found else "`labd list` shows the tasks"
         raise NotFound(f"{len(found) or 'no'} tasks begin with {printable(wanted_id)!r}", fix=fix)
@@ -231,6 +246,32 @@ class Lab:
             return None
         lines = [line for line in _objects(raw) if line.get("event") == "stage.progress"]
         return progress_of(lines[-1]) if lines else None
+
+    def steps(self, task_id_: str) -> list[dict[str, Any]]:
+        """Give the steps of a task's journal, of a long one the last 16 MiB."""
+        try:
+            with (self._archive.directory(task_id_) / JOURNAL).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _MAX_JOURNAL_BYTES))
+                return list(_objects(file.read(_MAX_JOURNAL_BYTES)))
+        except OSError:
+            return []
+
+    @property
+    def paused(self) -> bool:
+        """Whether somebody had dispatching paused."""
+        return self._spool.paused
+
+    def daemon_log(self) -> list[dict[str, Any]]:
+        """Give the daemon's last log lines, oldest first."""
+        lines: list[dict[str, Any]] = []
+        path = self.home.daemon_log
+        for one in (path.with_suffix(".old"), path):
+            with suppress(OSError), one.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _MAX_LOG_BYTES))
+                lines += _objects(file.read(_MAX_LOG_BYTES))
+        return lines
 
     def output(self, task_id_: str, offset: int = 0) -> tuple[bytes, int] | None:
         """Give a command's output from a byte offset on, and the offset after it; ``None`` if it has none.
@@ -276,17 +317,42 @@ class Lab:
             TaskFileError: it is not a valid task; nothing was submitted.
 
         """
-        self.check(path)
-        name = path.name if is_task_name(path.name) else f"{path.name}.yaml"
+        return self._put(self.check(path), path.name)
+
+    def submit_text(self, text: str, name: str) -> str:
+        """Put a task file of this text into pending/ under this name or the next free one; give its id.
+
+        Raises:
+            TaskFileError: it is not a valid task, or the name is none; nothing was submitted.
+
+        """
+        return self._put(self.check_text(text, name), name)
+
+    def check_text(self, text: str, name: str) -> TaskFile:
+        """Read the text of a task file that is to have this name.
+
+        Raises:
+            TaskFileError: it is not a valid task; each problem on a line that begins with ``name:line:column:``.
+
+        """
+        task = parse_task(text.encode(errors="surrogateescape"), name)
+        check_drop(task, name, self.home)
+        return task
+
+    def _put(self, task: TaskFile, name: str) -> str:
+        name = name if is_task_name(name) else f"{name}.yaml"
+        if "/" in name or name.startswith("."):
+            raise TaskFileError(
+                "a task's name has no / and does not begin with a dot", where=printable(name)
+            )
         check_name(name)
         self._spool.prepare()
-        raw = path.read_bytes()
         for number in range(1, 100_000):
             wanted = numbered(name, number)
             if self._archive.knows(task_id(wanted)) or self._spool.where(task_id(wanted)):
                 continue
             try:
-                self._spool.put(raw, wanted)
+                self._spool.put(task.raw, wanted)
             except FileExistsError:
                 continue
             return task_id(wanted)
@@ -310,6 +376,61 @@ class Lab:
         """
         return self._ask(wanted, (State.FAILED, State.CANCELLED, State.DONE), State.PENDING)
 
+    def set_priority(self, wanted: str, priority: int) -> TaskView:
+        """Give a task that waits another priority: a new file, under the same name and of the same age.
+
+        Raises:
+            NotFound: no such task.
+            MoveRefused: it waits no more, or it has begun before and goes on from there, for which its file must stay.
+            TaskFileError: it is no valid task, or would be none.
+
+        """
+        view = self.find(wanted)
+        refused = MoveRefused(f"{printable(view.id)} is {view.state.value}; wanted pending")
+        entry = self._spool.entry(State.PENDING, view.file)
+        if view.state is not State.PENDING or entry is None:
+            raise refused
+        if self._archive.history(view.id).attempt:
+            raise MoveRefused(
+                f"{printable(view.id)} has begun before and goes on from there; with a new file it would begin anew",
+                fix="Leave its priority, or submit it as a new task",
+            )
+        try:
+            text = parse_task(self._spool.read(State.PENDING, view.file), view.file).text
+        except FileNotFoundError:
+            raise refused from None
+        new = parse_task(with_priority(text, priority).encode(), view.file)
+        if not self._spool.put_instead(new.raw, entry):
+            raise MoveRefused(f"{printable(view.id)} was moved or changed just now; look again")
+        return replace(view, priority=priority)
+
+    def pause(self) -> None:
+        """Have nothing new started until `resume`; what runs goes on.
+
+        Raises:
+            StorageError: the disk would not.
+
+        """
+        self._spool.prepare()
+        self._switch(self._spool.pause)
+
+    def resume(self) -> None:
+        """Let work start again.
+
+        Raises:
+            StorageError: the disk would not.
+
+        """
+        self._switch(self._spool.resume)
+
+    def _switch(self, change: Callable[[], None]) -> None:
+        try:
+            change()
+        except OSError as error:
+            raise StorageError(
+                f"can't pause or resume: {error.strerror}", where=str(self._spool.root)
+            ) from error
+
     def _ask(self, wanted: str, from_: tuple[State, ...], to: State) -> TaskView:
         for _ in range(3):
             view = self.find(wanted)
@@ -323,29 +444,34 @@ class Lab:
             return view
         raise MoveRefused(f"{printable(wanted)} is being moved by others; try again")
 
-    def _view(self, state: State, entry: Entry, status: dict[str, Any]) -> TaskView:
-        facts: dict[str, Any] = {"kind": "?"}
-        spec: TaskSpec | None = None
+    def view(self, state: State, entry: Entry, facts: Mapping[str, Any]) -> TaskView:
+        """Give what there is to see of one entry of the spool. `facts`: of `status`."""
+        said: dict[str, Any] = {"kind": "?"}
         with suppress(TaskFileError, OSError):
             spec = parse_task(self._spool.read(state, entry.name), entry.name).spec
-            facts = {
+            said = {
                 "kind": spec.kind,
                 "template": spec.research_template or "",
                 "priority": spec.priority,
                 "labels": spec.labels,
                 "models": spec.models,
+                "title": spec.title or "",
+                "alike": (
+                    *(spec.priority, str(entry.uid), spec.num_cpus, spec.num_gpus),
+                    spec.kind == "prompts",
+                ),
             }
-        history, why = History(()), str(status.get("reasons", {}).get(printable(entry.name), ""))
-        if state is State.PENDING:
-            why = why or (_class_reason(spec, entry, status) if spec else "")
-        else:
+        history, why = History(()), ""
+        if state is not State.PENDING:
             try:
                 history = self._archive.history(entry.id)
             except JournalError:
                 why = "its events can't be read"
-        if state.decided and history.events:
-            why = _outcome(state, history.events[-1])
-        return TaskView(
+        last = history.events[-1] if history.events else {}
+        if state.decided and last:
+            why = _outcome(state, last)
+            said |= {"took_s": last.get("duration_s"), "tokens": last.get("tokens") or 0}
+        view = TaskView(
             entry.id,
             state,
             entry.name,
@@ -354,8 +480,16 @@ class Lab:
             attempt=history.attempt,
             progress=self.progress(entry.id) if state is State.RUNNING else None,
             owner=_user(entry.uid),
-            **facts,
+            moved_at=entry.moved_ns / 1e9,
+            **said,
         )
+        return view if state.decided else replace(view, why=why_not(view, facts) or why)
+
+    def entries(self, state: State, most: int) -> list[Entry]:
+        """Give the entries of a state, of a directory longer than `most` only what labd moved there last."""
+        if state.decided and self._spool.count(state) > most:
+            return list(self._spool.recent(state, most))
+        return list(islice(self._spool.entries(state), most))
 
     def wait_for(self, task_id_: str, poll_s: float = 0.1) -> Iterator[TaskView]:
         """Give the task's view again and again until it has ended; the last one is of its end."""
@@ -367,14 +501,15 @@ class Lab:
             time.sleep(poll_s)
 
 
-def _class_reason(spec: TaskSpec, entry: Entry, status: dict[str, Any]) -> str:
-    """Give why tasks like this one wait, as the daemon last said it."""
-    at_home = spec.kind == "prompts"
-    mine = [spec.priority, str(entry.uid), spec.num_cpus, spec.num_gpus, at_home]
+def why_not(view: TaskView, status: Mapping[str, Any]) -> str:
+    """Give why a task does not run, as the daemon last said it of this one or of tasks like it."""
+    if own := status.get("reasons", {}).get(printable(view.file)):
+        return str(own)
+    if view.state is not State.PENDING:
+        return ""
+    keys = ("priority", "owner", "num_cpus", "num_gpus", "at_home")
     for told in status.get("classes", []):
-        if [
-            told.get(key) for key in ("priority", "owner", "num_cpus", "num_gpus", "at_home")
-        ] == mine:
+        if tuple(told.get(key) for key in keys) == view.alike:
             return str(told.get("reason", ""))
     return ""
 

@@ -1,14 +1,18 @@
 """structlog, set up for the daemon, the engine and the workers: JSON lines, or readable on a terminal."""
 
+import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 MAX_LOG_BYTES = 16 * 2**20
+_MAX_COPY_BYTES = 2**20
 
 Logger = structlog.typing.FilteringBoundLogger
 
@@ -21,16 +25,21 @@ def _shared() -> list[Any]:
     ]
 
 
-def stderr_logger(*, level: str = "info") -> Logger:
-    """Give a logger on stderr: coloured lines where that is a terminal, else one JSON object a line."""
+def stderr_logger(*, level: str = "info", copy: Path | None = None) -> Logger:
+    """Give a logger on stderr: coloured lines where that is a terminal, else one JSON object a line.
+
+    `copy`: a file that gets the lines too, as JSON, for readers; the last one to two MiB of them.
+    """
+    kept = [_Copy(copy)] if copy else []
     if sys.stderr.isatty():
         processors = [
             *_shared()[:1],
+            *kept,
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
             structlog.dev.ConsoleRenderer(),
         ]
     else:
-        processors = [*_shared(), structlog.processors.JSONRenderer(sort_keys=False)]
+        processors = [*_shared(), *kept, structlog.processors.JSONRenderer(sort_keys=False)]
     return _logger(structlog.WriteLogger(sys.stderr), processors, level)
 
 
@@ -52,6 +61,31 @@ def _logger(target: object, processors: list[Any], level: str) -> Logger:
         context_class=dict,
     )
     return bound
+
+
+class _Copy:
+    """A processor that keeps each line in a file as well, and the file before it when that is full."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(
+        self, _logger: object, _name: str, line: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        facts = {key: value for key, value in line.items() if key != "exc_info"}
+        text = json.dumps({**facts, "timestamp": moment}, default=str) + "\n"
+        # Lines are for people to look at: a full disk is told by what the daemon itself can't write.
+        with suppress(OSError):
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, text.encode(errors="replace"))
+                full = os.fstat(fd).st_size > _MAX_COPY_BYTES
+            finally:
+                os.close(fd)
+            if full:
+                self._path.replace(self._path.with_suffix(".old"))
+        return line
 
 
 class _CappedFile:

@@ -182,6 +182,37 @@ class LiteratureSettings(_Part):
         return facts
 
 
+class PageSettings(_Part):
+    """The status page."""
+
+    enabled: bool = True
+    """Whether the daemon starts it; `labd page` serves it in any case."""
+    host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
+    """The address that it listens on. Any but this machine's own needs `users`."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 7860
+    names: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=253)], ...], Field(max_length=50)
+    ] = ()
+    """Further names by which browsers may ask for it, such as that of a proxy in front of it."""
+    users: Annotated[
+        dict[Annotated[str, Field(min_length=1, max_length=100)], str], Field(max_length=1000)
+    ] = Field(default_factory=dict)
+    """Who may sign in: a name, and what `labd page --hash-password` printed. Empty: nobody has to."""
+    read_only: bool = False
+    """Whether it only shows, and nobody can submit, cancel or change anything with it."""
+    language: Literal["auto", "en", "ko"] = "auto"
+    """``auto``: what the browser asks for."""
+
+    @field_validator("users")
+    @classmethod
+    def _are_hashed(cls, value: dict[str, str]) -> dict[str, str]:
+        for hashed in value.values():
+            if not hashed.startswith("scrypt$") or hashed.count("$") != 5:
+                msg = "for each name what `labd page --hash-password` prints; never the password itself"
+                raise ValueError(msg)
+        return value
+
+
 class Settings(_Part):
     """All settings; unknown keys are errors, a change means a restart."""
 
@@ -204,6 +235,7 @@ class Settings(_Part):
     llm: LlmSettings = LlmSettings()
     endpoints: tuple[EndpointSettings, ...] = ()
     literature: LiteratureSettings = LiteratureSettings()
+    page: PageSettings = PageSettings()
 
     @field_validator("endpoints")
     @classmethod
@@ -243,6 +275,11 @@ class Home:
     def run_dir(self) -> Path:
         """The daemon's own files: lock, status, Ray's token."""
         return self.spool / ".labd"
+
+    @property
+    def daemon_log(self) -> Path:
+        """The daemon's last log lines, for readers: one JSON object a line."""
+        return self.run_dir / "daemon.jsonl"
 
     @property
     def models_status(self) -> Path:

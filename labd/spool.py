@@ -22,6 +22,8 @@ from watchdog.observers.inotify_c import InotifyConstants, InotifyFD
 from labd.errors import Busy, MoveRefused, StorageError, TaskFileError
 from labd.files import (
     Unsynced,
+    exchange,
+    fsync_dir,
     locked,
     open_for_writing_elsewhere,
     rename_noreplace,
@@ -31,6 +33,8 @@ from labd.task import SUFFIXES, State, is_task_name, numbered, task_id
 from labd.text import printable
 from labd.yamlfile import MAX_BYTES
 
+PAUSED = "paused"
+"""In the spool's root: while a file of this name is there, nothing new is started."""
 _MAX_HINTS = 100_000
 _MAX_ENDED_BYTES = 2**20
 
@@ -307,6 +311,61 @@ class Spool:
         """
         write_atomic(self.directory(State.PENDING) / name, raw, replace=False)
 
+    def put_instead(self, raw: bytes, entry: Entry) -> bool:
+        """Put a new file in the place of a pending one that is as `entry` says; say whether it still was there so.
+
+        The new file keeps the old one's age and owner, and with them its place in the order.
+
+        Raises:
+            StorageError: the system would not.
+
+        """
+        directory = self.directory(State.PENDING)
+        path, new = directory / entry.name, directory / f".{entry.inode}.instead.tmp"
+        try:
+            write_atomic(new, raw)
+            os.chown(new, entry.uid, -1)
+            os.utime(new, ns=(entry.mtime_ns, entry.mtime_ns))
+            exchange(new, path)
+            if _entry(entry.name, new.lstat()).version != entry.version:
+                exchange(new, path)  # somebody put another file there in between: theirs stays
+                return False
+            fsync_dir(directory)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(
+                f"can't put a new file into pending/: {error.strerror}",
+                where=printable(entry.name),
+            ) from error
+        finally:
+            new.unlink(missing_ok=True)
+        return True
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing new is to be started."""
+        return (self.root / PAUSED).exists()
+
+    def pause(self) -> None:
+        """Have nothing new started, until `resume`. Also across restarts.
+
+        Raises:
+            OSError: as the system gives it.
+
+        """
+        write_atomic(self.root / PAUSED, b"")
+
+    def resume(self) -> None:
+        """Let work start again.
+
+        Raises:
+            OSError: as the system gives it.
+
+        """
+        (self.root / PAUSED).unlink(missing_ok=True)
+        fsync_dir(self.root)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Be the spool's one daemon for as long as the block runs.
@@ -385,6 +444,7 @@ class Watcher(FileSystemEventHandler):
         self._observer = _Observer()
         for state in (State.PENDING, State.RUNNING, State.CANCELLED):
             self._observer.schedule(self, os.fspath(spool.directory(state)))
+        self._observer.schedule(self, os.fspath(spool.root))  # where the pause is
 
     def start(self) -> str:
         """Begin to watch; give why that can't be, or an empty text. Looking now and then works without."""

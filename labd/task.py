@@ -510,6 +510,8 @@ class TaskFile:
     spec: TaskSpec
     text: str
     sha256: str
+    raw: bytes
+    """As it was read: `text` has no byte order mark."""
 
 
 def parse_task(raw: bytes, name: str) -> TaskFile:
@@ -525,7 +527,7 @@ def parse_task(raw: bytes, name: str) -> TaskFile:
         shown = printable(name)
         lines = [problem.located(shown) for problem in error.problems[:20]]
         raise TaskFileError("\n".join(lines)) from error
-    return TaskFile(spec, raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest())
+    return TaskFile(spec, raw.decode("utf-8-sig"), hashlib.sha256(raw).hexdigest(), raw)
 
 
 def is_task_name(name: str) -> bool:

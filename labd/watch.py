@@ -54,7 +54,7 @@ def _daemon(lab: Lab, console: Console) -> Iterator["subprocess.Popen[bytes] | N
     console.print(f"labd: starting a daemon on {lab.home.spool} (its log: {log})", markup=False)
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "labd.cli", "--home", str(lab.home.root), "up"],
+            [sys.executable, "-m", "labd.cli", "--home", str(lab.home.root), "up", "--no-page"],
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
     try:

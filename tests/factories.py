@@ -23,7 +23,9 @@ def write_settings(root: Path, **settings: Any) -> Home:
     """Write a lab's settings, which accept the gap that tests accept; give the home."""
     (root / "config").mkdir(parents=True, exist_ok=True)
     boxed = {"allow_missing": sorted(ACCEPTED_GAPS), **settings.pop("sandbox", {})}
-    text = yaml.safe_dump({"sandbox": boxed, **settings}, sort_keys=False)
+    # The page takes seconds of a CPU to start, and its port is one for all; its own tests start it.
+    page = {"enabled": False, **settings.pop("page", {})}
+    text = yaml.safe_dump({"sandbox": boxed, "page": page, **settings}, sort_keys=False)
     (root / "config" / "labd.yaml").write_text(text)
     return load_home(root)
 

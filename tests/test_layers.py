@@ -49,12 +49,18 @@ MAY_KNOW: dict[str, set[str]] = {
         "log",
         "drop",
     },
-    "lab": FILES | {"task", "settings", "spool", "archive", "drop"},
+    "priority": {"yamlfile"},
+    "lab": FILES | {"task", "settings", "spool", "archive", "drop", "priority"},
+    "published": GROUND,
+    "timeline": GROUND | {"lab"},
+    "index": GROUND | {"lab", "spool", "task"},
+    "machine": {"text"},
+    "trials": set(),
     "inventory": GROUND | {"lab", "settings", "llm"},
     "doctor": GROUND | {"task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
     "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
     "tryout": GROUND | {"settings", "sandbox", "template", "research"},
-    "follow": GROUND | {"lab"},
+    "follow": GROUND | {"lab", "archive", "published"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND
     | {
@@ -71,7 +77,9 @@ MAY_KNOW: dict[str, set[str]] = {
         "log",
         "page",
     },
-    "page": GROUND | {"lab"},
+    "page": GROUND
+    | {"lab", "task", "settings", "index", "timeline", "trials", "published", "follow"}
+    | {"inventory", "machine"},
 }
 
 
@@ -114,6 +122,8 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
     [
         ("ray", {"engine"}),
         ("gradio", {"page"}),
+        ("fastapi", {"page"}),
+        ("uvicorn", {"page"}),
         ("watchdog", {"spool"}),
         ("httpx", {"llm"}),
         ("httpcore", {"literature"}),

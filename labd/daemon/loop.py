@@ -13,6 +13,7 @@ from labd.daemon.attempts import Attempts
 from labd.daemon.endings import Endings
 from labd.daemon.intake import Intake
 from labd.daemon.orders import engine_options, job_for
+from labd.daemon.pageprocess import PageProcess
 from labd.daemon.recovery import Recovery
 from labd.daemon.telling import Once, StatusFile
 from labd.drop import check_drop
@@ -38,11 +39,17 @@ _TOLD_NEXT = 100
 class Daemon:
     """One lab's daemon. `run` returns the exit code.
 
-    `engine`: what to use instead of an `Engine` on Ray.
+    `engine`: what to use instead of an `Engine` on Ray. `page`: whether to serve the status page, if the settings say so.
     """
 
     def __init__(
-        self, home: Home, log: Logger, *, once: bool = False, engine: Engine | None = None
+        self,
+        home: Home,
+        log: Logger,
+        *,
+        once: bool = False,
+        engine: Engine | None = None,
+        page: bool = False,
     ) -> None:
         settings = home.settings
         self._home, self._log, self._once = home, log, once
@@ -75,6 +82,9 @@ class Daemon:
         self._endings = Endings(self._attempts, self._spool, self._archive, log)
         self._recovery = Recovery(self._attempts, self._spool, self._archive, self._engine, log)
         self._status = StatusFile(home.run_dir, self._say_once)
+        self._page: PageProcess | None = None
+        if page and settings.page.enabled:
+            self._page = PageProcess(home.root, home.run_dir / "page.log", log)
         self._nodes: list[NodeInfo] = []
         self._dashboard_url = ""
         self._plan: Plan | None = None
@@ -143,6 +153,8 @@ class Daemon:
         self._sync_in_time()
         if self._status.ready():
             self._status.write(self._facts(stopped=False))
+        if self._page is not None:
+            self._page.keep()
 
     # --- observe
 
@@ -153,6 +165,8 @@ class Daemon:
                 case Ready():
                     self._nodes, self._dashboard_url = event.nodes, event.dashboard_url
                     held = event.held
+                    if self._page is not None:
+                        self._page.start_soon()
                     facts = {"nodes": len(event.nodes), "held": len(event.held)}
                     self._log.info("engine.ready", **facts, dashboard=event.dashboard_url or None)
                 case Nodes():
@@ -215,6 +229,8 @@ class Daemon:
             self._engine.submit_many(jobs)
 
     def _hold(self) -> str:
+        if self._spool.paused:
+            return "paused: nothing new is started until `labd resume`"
         free, wanted = self._archive.free_bytes(), self._home.settings.min_free_bytes
         if free >= wanted:
             return ""
@@ -240,6 +256,8 @@ class Daemon:
     # --- stop
 
     def _stop(self) -> None:
+        if self._page is not None:
+            self._page.stop()
         leaves = self._engine.survives
         running = len(self._attempts.active)
         self._log.info("daemon.stopping", running=running, work_goes_on=leaves)
@@ -287,6 +305,7 @@ class Daemon:
             self._attempts.next_deadline_s(),
             self._recover_at_s,
             self._sync_at_s,
+            self._page.next_s if self._page is not None else float("inf"),
         ]
         return max(0.001, min(times) - now_s)
 
@@ -298,6 +317,7 @@ class Daemon:
         return {
             "pid": os.getpid(),
             "stopped": stopped,
+            "paused": self._spool.paused,
             "dashboard_url": self._dashboard_url,
             "nodes": [
                 {

@@ -7,17 +7,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = (
-    "latency",
-    "throughput",
-    "packing",
-    "kills",
-    "cost",
-    "scale",
-    "demo",
-    "models",
-    "research",
-)
+NAMES = ("latency", "throughput", "packing", "kills", "cost", "scale", "demo", "models", "research", "page")
 
 
 def main() -> int:
