@@ -373,5 +373,5 @@ def test_each_requirement_of_a_directory_is_told(roots: list[Path]) -> None:
 
 
 def test_a_name_that_no_template_has_is_told_with_those_that_there_are(home: Home) -> None:
-    with pytest.raises(ConfigError, match="Known templates: .*digits"):
+    with pytest.raises(ConfigError, match=r"Known templates: .*digits"):
         examine_template(home, "nothing")

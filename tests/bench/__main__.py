@@ -7,7 +7,18 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("latency", "throughput", "packing", "kills", "cost", "scale", "demo", "models", "research", "page")
+NAMES = (
+    "latency",
+    "throughput",
+    "packing",
+    "kills",
+    "cost",
+    "scale",
+    "demo",
+    "models",
+    "research",
+    "page",
+)
 
 
 def main() -> int:
