@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup system-packages browser demo test torture bench check format clean
+.PHONY: help setup system-packages browser install uninstall demo test torture bench check format clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -27,6 +27,12 @@ system-packages:
 
 browser: ## install Debian's Chromium, in which the page is tested; without it those tests are skipped
 	@command -v chromium >/dev/null || sh config/system-packages.sh chromium
+
+install: ## as root: install labd as a service, or upgrade it in place (docs/install.md)
+	@PYTHON="$(if $(filter command line environment,$(origin PYTHON)),$(PYTHON))" sh systemd/install.sh install
+
+uninstall: ## as root: take the service away; settings, tasks and results stay
+	@sh systemd/install.sh uninstall
 
 demo: setup ## run one small research task from a YAML file to a paper, with live progress
 	@$(BIN)/labd --home . run config/examples/first-paper.yaml

@@ -4,6 +4,7 @@ What was asked for goes to stdout, talk to stderr. `--json` on every reader give
 Exit codes: 0 ok, 1 a task or a check failed, 2 usage, 3 not found, 4 refused or busy, 5 the daemon is silent.
 """
 
+import faulthandler
 import json
 import sys
 from collections.abc import Callable
@@ -90,8 +91,11 @@ def up(
         raise typer.BadParameter("debug, info, warning or error", param_hint="--log-level")
     the_home = _home(home, make=True)
     log = stderr_logger(level=log_level, copy=the_home.daemon_log)
-    # Before anything is started: labd may have to move into a control group of its own first.
-    warn_of_gaps(the_home.settings.sandbox, log)
+    faulthandler.enable()  # a watchdog's SIGABRT then shows in the log where the daemon hangs
+    if the_home.settings.ray.address is None:
+        # Where Ray is a service, its workers try their sandboxes themselves, in their own unit.
+        # Before anything is started: labd may have to move into a control group of its own first.
+        warn_of_gaps(the_home.settings.sandbox, log)
     raise typer.Exit(Daemon(the_home, log, once=once, page=page and not once).run())
 
 

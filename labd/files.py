@@ -269,14 +269,14 @@ def _cut_torn_line(fd: int) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Hold an exclusive flock on `path` (made if missing) for as long as the block runs, or raise at once.
+def locked(path: Path, *, mode: int = 0o644) -> Iterator[int]:
+    """Hold an exclusive flock on `path` (made with `mode` if missing) for as long as the block runs, or raise at once.
 
     Raises:
         BlockingIOError: another process holds it.
 
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield fd

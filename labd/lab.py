@@ -122,13 +122,19 @@ class Lab:
     # --- see
 
     def status(self) -> Status:
-        """Give what the daemon last said, and whether one runs."""
+        """Give what the daemon last said, and whether one runs: by its lock, or, where that is another user's, by what it said."""
         try:
             facts = json.loads((self.home.run_dir / "status.json").read_bytes())
             age_s = (utc_now() - from_iso(facts["at"])).total_seconds()
         except (OSError, ValueError, KeyError):
             facts, age_s = {}, None
-        pid = self._spool.holder()
+        try:
+            pid = self._spool.holder()
+        except PermissionError:
+            # The lock is another user's: what the daemon last said has to do.
+            pid = None
+            if age_s is not None and age_s <= _STALE_S and not facts.get("stopped"):
+                pid = int(facts.get("pid", 0))
         return Status(pid is not None, age_s, facts, pid)
 
     def counts(self) -> dict[State, int]:

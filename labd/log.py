@@ -1,4 +1,4 @@
-"""structlog, set up for the daemon, the engine and the workers: JSON lines, or readable on a terminal."""
+"""structlog, set up for the daemon, the engine and the workers: JSON lines, readable on a terminal, or the journal's fields."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+
+from labd.journald import Journal, is_stderr
 
 MAX_LOG_BYTES = 16 * 2**20
 _MAX_COPY_BYTES = 2**20
@@ -26,11 +28,15 @@ def _shared() -> list[Any]:
 
 
 def stderr_logger(*, level: str = "info", copy: Path | None = None) -> Logger:
-    """Give a logger on stderr: coloured lines where that is a terminal, else one JSON object a line.
+    """Give a logger on stderr: coloured on a terminal, fields in systemd's journal, else one JSON object a line.
 
     `copy`: a file that gets the lines too, as JSON, for readers; the last one to two MiB of them.
     """
     kept = [_Copy(copy)] if copy else []
+    if is_stderr(os.environ):
+        # The journal has its own time for each entry. A mapping as the last word becomes the call's keywords.
+        journal = [structlog.processors.add_log_level, structlog.processors.format_exc_info]
+        return _logger(Journal(), [*journal, *kept], level)
     if sys.stderr.isatty():
         processors = [
             *_shared()[:1],

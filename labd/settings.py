@@ -15,6 +15,8 @@ from labd.task import Name, Seconds
 from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
 
 HOME_VARIABLE = "LABD_HOME"
+INSTALLED = Path("/var/lib/labd")
+"""The home of the lab that `make install` sets up; its config/ is /etc/labd."""
 
 
 def _http_url(value: str) -> str:
@@ -288,7 +290,7 @@ class Home:
 
 
 def find_home(given: Path | None) -> Path:
-    """Give the home as an absolute path: as given, else ``$LABD_HOME``, else the current directory if it is one.
+    """Give the home as an absolute path: as given, else ``$LABD_HOME``, else here if it is one, else the installed one.
 
     Raises:
         NotFound: none of these is a directory that looks like a home.
@@ -300,6 +302,8 @@ def find_home(given: Path | None) -> Path:
     here = Path.cwd()
     if (here / "config" / "labd.yaml").is_file() or (here / "spool").is_dir():
         return here
+    if os.path.lexists(INSTALLED / "config"):
+        return INSTALLED
     raise NotFound(
         "no lab here: neither config/labd.yaml nor spool/",
         where=str(here),

@@ -376,7 +376,8 @@ class Spool:
         """
         path = self.root / ".labd" / "lock"
         try:
-            with locked(path) as fd:
+            # Nobody else may open it: who can, may lock it, and keep a daemon from starting.
+            with locked(path, mode=0o600) as fd:
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
                 yield
@@ -389,7 +390,12 @@ class Spool:
             ) from error
 
     def holder(self) -> int | None:
-        """Give the process id of the daemon that holds the spool, or ``None`` if none does."""
+        """Give the process id of the daemon that holds the spool, or ``None`` if none does.
+
+        Raises:
+            PermissionError: the lock is another user's.
+
+        """
         path = self.root / ".labd" / "lock"
         if not path.exists():
             return None

@@ -12,6 +12,7 @@ from labd.archive import Archive
 from labd.daemon.attempts import Attempts
 from labd.daemon.endings import Endings
 from labd.daemon.intake import Intake
+from labd.daemon.notify import Notifier
 from labd.daemon.orders import engine_options, job_for
 from labd.daemon.pageprocess import PageProcess
 from labd.daemon.recovery import Recovery
@@ -85,9 +86,11 @@ class Daemon:
         self._page: PageProcess | None = None
         if page and settings.page.enabled:
             self._page = PageProcess(home.root, home.run_dir / "page.log", log)
+        self._notifier = Notifier(os.environ)
         self._nodes: list[NodeInfo] = []
         self._dashboard_url = ""
         self._plan: Plan | None = None
+        self._held = ""
         self._usage: dict[str, float] = {}
         self._usage_at_s = time.monotonic()
         self._recover_at_s = float("inf")
@@ -116,6 +119,7 @@ class Daemon:
             try:
                 while not self._stopping:
                     self._tick_or_tell(watcher.hints())
+                    self._notifier.progress(self._in_words())
                     if self._once and self._drained():
                         break
                     self._wake.wait(self._pause_s())
@@ -197,6 +201,7 @@ class Daemon:
     def _start(self) -> None:
         running = self._attempts.running()
         nodes = [Node(n.id, n.name, n.num_cpus, n.num_gpus, n.local) for n in self._nodes]
+        self._held = self._hold()
         now_s = time.monotonic()
         if now_s - self._usage_at_s >= _USAGE_EVERY_S:
             elapsed_s = now_s - self._usage_at_s
@@ -210,7 +215,7 @@ class Daemon:
                 usage=self._usage,
                 now_s=now_s,
                 reserve_after_s=self._home.settings.reserve_after,
-                hold=self._hold(),
+                hold=self._held,
                 reserved=self._plan.reserved if self._plan else {},
             )
         )
@@ -256,6 +261,7 @@ class Daemon:
     # --- stop
 
     def _stop(self) -> None:
+        self._notifier.stopping()
         if self._page is not None:
             self._page.stop()
         leaves = self._engine.survives
@@ -306,8 +312,14 @@ class Daemon:
             self._recover_at_s,
             self._sync_at_s,
             self._page.next_s if self._page is not None else float("inf"),
+            now_s + self._notifier.due_in_s,
         ]
         return max(0.001, min(times) - now_s)
+
+    def _in_words(self) -> str:
+        counts = f"{len(self._attempts.active)} running, {len(self._intake)} waiting"
+        hindrance = self._held or ("" if self._nodes else "waits for Ray")
+        return f"{counts}; {hindrance}" if hindrance else counts
 
     def _node_name(self, node_id: str) -> str:
         return next((node.name for node in self._nodes if node.id == node_id), node_id)

@@ -128,6 +128,9 @@ def _connect(say: Says, options: Mapping[str, Any]) -> Ray:
     die = partial(_die, say)
     if options["address"] is None:
         return Embedded(options, lab, say, die)
+    if options["address"].startswith("127."):
+        # The driver listens too: like its Ray, on the loopback only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from labd.engine.service import Attached  # noqa: PLC0415 - it imports ray: only after the environment is set
 
     return Attached(options["address"], lab, say, die)
