@@ -302,7 +302,7 @@ def find_home(given: Path | None) -> Path:
     here = Path.cwd()
     if (here / "config" / "labd.yaml").is_file() or (here / "spool").is_dir():
         return here
-    if os.path.lexists(INSTALLED / "config"):
+    if INSTALLED.is_dir():
         return INSTALLED
     raise NotFound(
         "no lab here: neither config/labd.yaml nor spool/",
@@ -328,7 +328,9 @@ def load_home(given: Path | None = None) -> Home:
         return Home(root, Settings())
     except OSError as error:
         raise ConfigError(
-            f"the settings can't be read: {error.strerror}", where=str(path)
+            f"the settings can't be read: {error.strerror}",
+            where=str(path),
+            fix="Whose the lab is can let you in; of an installed one: adduser NAME labd",
         ) from error
     if not raw.strip():
         return Home(root, Settings())

@@ -43,4 +43,4 @@ umount -l /mnt
 # As process 1 finds it on a machine; credentials reach a unit by this.
 mount --make-rshared /
 exec env -i container=labd-test PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    /lib/systemd/systemd --log-target=console --show-status=0
+    /lib/systemd/systemd --log-target=journal --show-status=0

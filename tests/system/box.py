@@ -156,7 +156,8 @@ class Box:
     def remove(self) -> None:
         """Switch it off and throw it away."""
         self._kill()
-        self._holder.kill()
+        assert self._holder.stdin is not None
+        self._holder.stdin.close()  # which ends it
         self._holder.wait(10)
         for group in self._groups:
             for inside in sorted(group.rglob("*/"), reverse=True):

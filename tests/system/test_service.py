@@ -1,0 +1,193 @@
+"""labd under a real systemd: installed, started, restarted, hung, killed, without power, and taken away again.
+
+One box for all of them, in this order. `LABD_TORTURE=1` runs those that take longer too.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import wait_until
+from tests.system.installed import RESULTS, SPOOL, STEADY, Installed, why_not_installed
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.sandbox,
+    pytest.mark.system,
+    pytest.mark.timeout(240),
+    pytest.mark.xdist_group("system"),
+]
+torture = pytest.mark.skipif(
+    not os.environ.get("LABD_TORTURE"), reason="takes longer: LABD_TORTURE=1 (make torture)"
+)
+CUTS = 8 if os.environ.get("LABD_TORTURE") else 1
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Installed]:
+    if reason := why_not_installed():
+        pytest.skip(reason)
+    lab = Installed("labdtest", disk_mib=384, watchdog_s=4)
+    yield lab
+    lab.box.remove()
+
+
+def test_a_member_of_the_group_drops_a_task_and_finds_its_results(lab: Installed) -> None:
+    lab.start()
+    assert lab.drop("first", "echo hello") == 0
+    assert lab.drop("strange", "echo hello", user="eve") != 0
+    lab.wait("first", "done")
+    assert lab.box.run("cat", f"{RESULTS}/first/log.txt", user="bob").stdout == "hello\n"
+    assert lab.state("strange") == ""
+    assert "done" in lab.labd("show", "first", user="bob")
+    assert "adduser" in lab.labd("list", user="eve")
+
+
+def test_who_may_cancel_or_retry_a_task_is_its_owner_and_labd(lab: Installed) -> None:
+    lab.start()
+    lab.drop("mine", STEADY.format(tenths=600))
+    lab.wait_beats("mine")
+    for move in (f"mv {SPOOL}/running/mine.yaml {SPOOL}/cancelled/", f"rm -f {SPOOL}/running/mine.yaml", "labd cancel mine"):  # fmt: skip
+        assert lab.box.run("sh", "-c", move, user="bob", check=False).returncode != 0
+        assert lab.state("mine") == "running"
+    lab.box.run("labd", "cancel", "mine", user="alice")
+    wait_until(lambda: lab.story("mine") == ["claimed", "cancelled"], 30, "its end on record")
+
+
+def test_the_journal_tells_of_a_task_by_its_id(lab: Installed) -> None:
+    lab.start()
+    lab.drop("noted", "true")
+    lab.wait("noted", "done")
+    told = wait_until(lambda: lab.journal("-u", "labd", "LABD_TASK_ID=noted"), 10, "entries")
+    assert [entry["LABD_EVENT"] for entry in told] == ["task.claimed", "task.finished"]
+    assert told[1]["MESSAGE"].startswith("task.finished task_id=noted")
+    assert told[1]["SYSLOG_IDENTIFIER"] == "labd"
+    assert "noted" in lab.box.run("journalctl", "-u", "labd", "-g", "noted").stdout
+
+
+@pytest.mark.parametrize(
+    ("task", "how", "tenths"),
+    [
+        ("restarted", "systemctl restart labd", 60),
+        pytest.param("killed", "kill -9 {pid}", 80, marks=torture),
+        ("hung", "kill -STOP {pid}", 110),
+    ],
+)
+def test_running_work_lives_on_when_the_daemon_is_restarted_killed_or_hangs(
+    lab: Installed, task: str, how: str, tenths: int
+) -> None:
+    lab.start()
+    lab.drop(task, STEADY.format(tenths=tenths))
+    lab.wait_beats(task)
+    pid = lab.box.main_pid("labd")
+    lab.box.sh(how.format(pid=pid))
+    wait_until(lambda: lab.box.main_pid("labd") not in {0, pid}, 30, "another daemon")
+    lab.wait_ready()
+    assert lab.state(task) == "running", "it ended before there was another daemon"
+    lab.wait(task, "done")
+    assert lab.story(task) == ["claimed", "done"]
+    assert lab.beats(task) == tenths
+    if task == "hung":
+        told = [str(entry.get("MESSAGE")) for entry in lab.journal("-u", "labd")]
+        assert any("Watchdog timeout" in line for line in told)
+        assert any("loop.py" in line and "in run" in line for line in told), "where it hung"
+
+
+@torture
+def test_a_worker_that_is_killed_costs_its_task_an_attempt(lab: Installed) -> None:
+    lab.start()
+    lab.drop("bereft", STEADY.format(tenths=20))
+    lab.wait_beats("bereft")
+    lab.box.sh("kill -9 $(pgrep -f '^ray::labd:beref[t]#1')")
+    lab.wait("bereft", "done")
+    assert lab.story("bereft") == ["claimed", "lost", "claimed", "done"]
+
+
+@torture
+@pytest.mark.parametrize("process", ["gcs_serve[r]", "raylet/rayle[t]"])
+def test_a_ray_that_is_killed_is_started_again_and_its_work_too(
+    lab: Installed, process: str
+) -> None:
+    lab.start()
+    task = f"on-{process[:3]}"
+    lab.drop(task, STEADY.format(tenths=30))
+    lab.wait_beats(task)
+    lab.box.sh(f"kill -9 $(pgrep -f {process})")
+    lab.wait(task, "done", 150)
+    assert lab.story(task)[-1] == "done"
+    assert lab.story(task).count("done") == 1
+    assert lab.story(task).count("claimed") == 2
+
+
+def test_a_full_disk_makes_tasks_wait_and_breaks_nothing(lab: Installed) -> None:
+    lab.start()
+    pid = lab.box.main_pid("labd")
+    lab.drop("before", STEADY.format(tenths=25))
+    lab.wait_beats("before")
+    free_kib = int(lab.box.sh("df --output=avail /var/lib/labd | tail -1"))
+    lab.box.sh(f"fallocate -l {free_kib - 4096}K /var/lib/labd/ballast")
+    lab.drop("poor", "echo rich")
+    wait_until(lambda: "disk space" in lab.labd("list"), 30, "the reason why it waits")
+    lab.box.sh("dd if=/dev/zero of=/var/lib/labd/more bs=64K 2>/dev/null || true")
+    wait_until(
+        lambda: lab.beats("before") >= 25 or lab.state("before") != "running", 30, "its end"
+    )
+    assert lab.state("poor") == "pending"
+    lab.box.sh("rm /var/lib/labd/ballast /var/lib/labd/more")
+    lab.wait("poor", "done")
+    wait_until(lambda: lab.state("before") in {"done", "failed"}, 60, "the end of what ran")
+    assert lab.box.main_pid("labd") == pid
+
+
+def test_ten_tasks_all_end_and_none_twice_though_the_power_fails_among_them(
+    lab: Installed,
+) -> None:
+    for cut in range(CUTS):
+        lab.box.run("systemctl", "enable", "labd.target")
+        lab.start()
+        names = [f"cut{cut}-{number}" for number in range(10)]
+        for number, name in enumerate(names):
+            lab.drop(name, STEADY.format(tenths=number), more="num_cpus: 1\n")
+        # Whoever copies a file has not made it durable: that is the system's, within its half minute, or `sync`.
+        lab.box.run("sync")
+        wait_until(lambda names=names: sum(lab.state(n) == "done" for n in names) >= 4, 60, "four of ten")  # type: ignore[misc]  # fmt: skip
+        before = {name: lab.events(name) for name in names if lab.state(name) == "done"}
+
+        lab.box.cut()
+        lab.box.boot()  # nobody starts labd: the machine does
+        for name in names:
+            lab.wait(name, "done", 120)
+        for name in names:
+            story = lab.story(name)
+            assert story.count("done") == 1, story
+            assert story[-1] == "done", story
+            assert story.count("claimed") <= 2, story
+        assert {name: lab.events(name) for name in before} == before
+
+
+@torture
+def test_an_upgrade_in_place_keeps_settings_and_running_work(lab: Installed) -> None:
+    lab.start()
+    lab.box.sh("echo '# mine' >> /etc/labd/labd.yaml")
+    kept = "cat /etc/labd/labd.yaml /etc/labd/ray.env /etc/labd/ray.token"
+    before, pid = lab.box.sh(kept), lab.box.main_pid("labd")
+    lab.drop("through", STEADY.format(tenths=200))
+    lab.wait_beats("through")
+    lab.make("install")
+    assert lab.box.sh(kept) == before
+    assert lab.box.main_pid("labd") != pid
+    lab.wait("through", "done")
+    assert lab.story("through") == ["claimed", "done"]
+
+
+def test_uninstalling_leaves_settings_tasks_and_results(lab: Installed) -> None:
+    lab.start()
+    kept = f"cd /; find etc/labd {SPOOL[1:]}/[dpfc]* {RESULTS[1:]}/[a-z]* -type f | sort | xargs sha256sum"
+    before = lab.box.sh(kept)
+    assert len(before.splitlines()) > 10
+    lab.make("uninstall")
+    assert lab.box.sh(kept) == before
+    assert not lab.box.exists("/opt/labd")
+    assert lab.box.run("systemctl", "status", "labd", check=False).returncode == 4
+    assert lab.box.sh("pgrep -u labd || true") == ""
