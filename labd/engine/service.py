@@ -46,6 +46,8 @@ _ARCHIVE_THREADS = 8
 _NODES_EVERY_S = 2.0
 _SILENCE_S = 15.0
 _END_TIMEOUT_S = 2.0
+_LISTEN_TIMEOUT_S = 10.0
+_LISTEN_POLL_S = 0.2
 
 
 class DispatcherActor:
@@ -319,14 +321,23 @@ class Attached:
 
 
 def _require_listening(address: str) -> None:
-    # Ray itself tries for minutes to reach an address where nobody listens.
+    """Wait a while for somebody to listen: where a machine has just started, its Ray takes seconds to.
+
+    Ray itself tries for minutes to reach an address where nobody does.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         return
-    try:
-        socket.create_connection((host, int(port)), TIMEOUT_S).close()
-    except OSError as error:
-        raise EngineError(f"no Ray answers at {address}: {error}") from error
+    deadline_s = time.monotonic() + _LISTEN_TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection((host, int(port)), TIMEOUT_S).close()
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise EngineError(f"no Ray answers at {address}: {error}") from error
+            time.sleep(_LISTEN_POLL_S)
+        else:
+            return
 
 
 def _attach(lab: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
