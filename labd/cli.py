@@ -347,6 +347,28 @@ def nodes(*, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def drain(
+    nodes: Annotated[list[str], typer.Argument(help="Names as `labd nodes` has them.")],
+) -> None:
+    """Have no new tasks go to machines; what runs there goes on to its end. Holds until `labd undrain`.
+
+    Examples:  labd drain ada      labd drain ada bob
+    """
+    _drain(nodes, drained=True)
+
+
+@app.command()
+def undrain(
+    nodes: Annotated[list[str], typer.Argument(help="Names of drained machines.")],
+) -> None:
+    """Let new tasks go to drained machines again.
+
+    Examples:  labd undrain ada      labd undrain ada bob
+    """
+    _drain(nodes, drained=False)
+
+
+@app.command()
 def doctor(*, as_json: JsonOption = False) -> None:
     """Try whether this machine keeps labd's promises, and say what to do where it does not.
 
@@ -553,6 +575,14 @@ def _each(tasks: list[str], ask: "Callable[[Lab, str], str]") -> None:
         raise typer.Exit(_exit_code(worst))
 
 
+def _drain(nodes: list[str], *, drained: bool) -> None:
+    lab = _lab()
+    for node in nodes:
+        changed = lab.drain(node, drained=drained)
+        what = "gets no new tasks" if drained else "gets tasks again"
+        _out(f"{_safe(node)} {what}" + ("" if changed else ", as before"))
+
+
 def _answer(as_json: bool, data: object, text: Callable[[], object]) -> None:  # noqa: FBT001
     if as_json:
         _out(json.dumps(data, indent=2))
@@ -648,7 +678,7 @@ def _show_models(found: dict[str, Any]) -> None:
 
 
 def _show_nodes(found: list[dict[str, Any]]) -> None:
-    from labd.inventory import endpoint_lines
+    from labd.inventory import endpoint_lines, machine_lines
 
     for node in found:
         if node["name"]:
@@ -657,7 +687,10 @@ def _show_nodes(found: list[dict[str, Any]]) -> None:
                 for key, unit in (("num_cpus", "CPUs"), ("num_gpus", "GPUs"))
                 if node[key] is not None
             ]
-            _out(f"{_safe(node['name'])}: {', '.join(size) or 'no daemon runs'}")
+            drained = " (drained: no new tasks)" if node.get("drained") else ""
+            _out(f"{_safe(node['name'])}: {', '.join(size) or 'no daemon runs'}{drained}")
+            for line in machine_lines(node.get("machine")):
+                _out(f"  {line}")
         else:
             _out("elsewhere:")
         if node["running"]:

@@ -5,12 +5,12 @@ import os
 import platform
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from labd import machine
 from labd.inventory import different_weights, router_of
 from labd.lab import Lab
 from labd.llm.budget import TokenRate
@@ -121,38 +121,15 @@ def _disk(home: Home) -> Iterator[Finding]:
 
 
 def _gpu(_home: Home) -> Iterator[Finding]:
-    with warnings.catch_warnings():
-        # The package pynvml 13 is a shell around nvidia-ml-py and says so whenever it is imported.
-        warnings.simplefilter("ignore", FutureWarning)
-        import pynvml  # noqa: PLC0415
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        yield Finding(
-            "gpu",
-            Level.NOTE,
-            f"no GPU seen ({printable(str(error), 100)}); everything runs on the CPU",
-        )
-        return
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            name = printable(str(pynvml.nvmlDeviceGetName(handle)), 60)
-            yield Finding(
-                f"gpu {index}",
-                Level.OK,
-                f"{name}, {memory.free >> 20} of {memory.total >> 20} MiB free",
-            )
-    except pynvml.NVMLError as error:
-        yield Finding(
-            "gpu",
-            Level.WARNING,
-            f"the driver answers with an error: {error}",
-            "Run nvidia-smi and mend what it says",
-        )
-    finally:
-        pynvml.nvmlShutdown()
+    found, reason = machine.gpus()
+    for gpu in found:
+        free, of = gpu["memory_bytes"] - gpu["used_bytes"], gpu["memory_bytes"]
+        told = f"{gpu['name']}, {free >> 20} of {of >> 20} MiB free"
+        yield Finding(f"gpu {gpu['index']}", Level.OK, told)
+    if "driver" in reason:
+        yield Finding("gpu", Level.WARNING, reason, "Run nvidia-smi and mend what it says")
+    elif not found:
+        yield Finding("gpu", Level.NOTE, f"{reason}; everything runs on the CPU")
 
 
 def _models(home: Home) -> Iterator[Finding]:

@@ -123,6 +123,42 @@ def endpoint_lines(endpoints: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 yield f"  {text}"
 
 
+def machine_lines(facts: Mapping[str, Any] | None) -> Iterator[str]:
+    """Say what a machine is and does, and what is wrong with it; `facts` as `labd.engine.probe` has them."""
+    if facts is None:
+        return
+    for text in (facts["problem"], facts["warning"]):
+        if text:
+            yield f"WARNING: {text}"
+    if "cpus" not in facts:
+        return
+    free, of = facts["memory_free_bytes"], facts["memory_bytes"]
+    yield f"load {facts['load']:g} of {facts['cpus']}, memory {_gib(free)} free of {_gib(of)}"
+    for gpu in facts["gpus"]:
+        yield _gpu_line(gpu)
+        for process in gpu["processes"]:
+            held = process["used_bytes"]
+            size = f" {_gib(held)}" if held else ""
+            yield f"  process {process['pid']} {process['name']}{size}"
+    if facts["no_gpu"]:
+        yield facts["no_gpu"]
+    yield f"labd {facts['labd']}, Ray {facts['ray']}, Python {facts['python']}, Linux {facts['kernel']}"
+    for gap in facts["gaps"]:
+        yield f"the sandbox has the gap {gap['name']}: {gap['what']}"
+
+
+def _gpu_line(gpu: Mapping[str, Any]) -> str:
+    parts = [
+        f"GPU {gpu['index']}: {gpu['name']}",
+        f"{_gib(gpu['used_bytes']) or '0 GiB'} of {_gib(gpu['memory_bytes'])} used",
+    ]
+    if gpu["busy"] is not None:
+        parts.append(f"{gpu['busy']:.0%} busy")
+    if gpu["temperature_c"] is not None:
+        parts.append(f"{gpu['temperature_c']} °C")
+    return ", ".join(parts)
+
+
 def _whose(endpoint: Mapping[str, Any]) -> str:
     return ", for its own machine only" if endpoint["only_from"] else ""
 

@@ -19,6 +19,7 @@ from labd.archive import JOURNAL, LOG, OUTPUT, Archive, History
 from labd.clock import from_iso, utc_now
 from labd.drop import check_drop
 from labd.errors import JournalError, MoveRefused, NotFound, StorageError, TaskFileError
+from labd.files import write_json
 from labd.priority import with_priority
 from labd.settings import Home
 from labd.spool import Entry, Spool
@@ -295,6 +296,37 @@ class Lab:
         return raw, offset + len(raw)
 
     # --- ask
+
+    def drain(self, node: str, *, drained: bool) -> bool:
+        """Have no new tasks go to a node, or let them again; what runs there goes on. Say whether that is a change.
+
+        Raises:
+            NotFound: the daemon knows no such node. LabdError: it is not for you to ask.
+
+        """
+        path = self.home.drained
+        try:
+            names = set(json.loads(path.read_bytes())["nodes"])
+        except FileNotFoundError:
+            names = set()
+        known = {told["name"] for told in self.status().facts.get("nodes", [])}
+        if node not in known | names:
+            near = ", ".join(sorted(known)) or "none now"
+            raise NotFound(
+                f"there is no node {printable(node, 100)!r}", fix=f"The daemon has: {near}"
+            )
+        if (node in names) is drained:
+            return False
+        wanted = names | {node} if drained else names - {node}
+        try:
+            write_json(path, {"nodes": sorted(wanted)})
+        except PermissionError as error:
+            raise MoveRefused(
+                "nodes are drained by who runs the lab",
+                where=str(path),
+                fix="As root, or as the user that labd runs as: sudo -u labd labd drain NODE",
+            ) from error
+        return True
 
     def check(self, path: Path) -> TaskFile:
         """Read a task file that is not in the spool yet.

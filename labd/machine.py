@@ -1,5 +1,12 @@
-"""What this machine is busy with just now: CPU, memory and GPUs, for people to look at."""
+"""What this machine is and does right now: processors, memory, GPUs as NVML tells of them. Plain data, for readers.
 
+`load` is for a page that asks again and again; `look` for other machines that ask now and then. Where there is no NVML,
+or one that fails, there are no GPUs, and `look` says why.
+"""
+
+import os
+import platform
+import time
 import warnings
 from contextlib import suppress
 from functools import cache
@@ -8,6 +15,85 @@ from typing import Any
 import psutil
 
 from labd.text import printable
+
+_MAX_PROCESSES = 50
+_MAX_GPUS = 64
+
+
+def look() -> dict[str, Any]:
+    """Give the machine's facts: ``cpus``, ``load``, memory, ``gpus``, ``no_gpu`` (why there are none), and the time.
+
+    Each GPU: ``index``, ``name``, ``memory_bytes``, ``used_bytes``, ``busy`` (0 to 1), ``temperature_c`` and its
+    ``processes`` (``pid``, ``name``, ``used_bytes``). What NVML does not tell is ``None``.
+    """
+    memory = psutil.virtual_memory()
+    found, reason = gpus()
+    return {
+        "unix_s": time.time(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count() or 1,
+        "load": round(os.getloadavg()[0], 2),
+        "memory_bytes": int(memory.total),
+        "memory_free_bytes": int(memory.available),
+        "gpus": found,
+        "no_gpu": reason,
+    }
+
+
+def gpus() -> tuple[list[dict[str, Any]], str]:
+    """Give the GPUs that NVML knows, or none and why."""
+    with warnings.catch_warnings():
+        # The package pynvml 13 is a shell around nvidia-ml-py and says so whenever it is imported.
+        warnings.simplefilter("ignore", FutureWarning)
+        import pynvml  # noqa: PLC0415 - only where GPUs are asked for
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return [], f"no GPU seen: {printable(str(error), 100)}"
+    try:
+        count = min(int(pynvml.nvmlDeviceGetCount()), _MAX_GPUS)
+        return [_gpu(pynvml, index) for index in range(count)], "" if count else "no GPU seen"
+    except pynvml.NVMLError as error:
+        return [], f"the driver answers with an error: {printable(str(error), 100)}"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu(nvml: Any, index: int) -> dict[str, Any]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    told: dict[str, Any] = {
+        "index": index,
+        "name": printable(_text(nvml.nvmlDeviceGetName(handle)), 60),
+        "memory_bytes": int(memory.total),
+        "used_bytes": int(memory.used),
+        "busy": None,
+        "temperature_c": None,
+        "processes": [],
+    }
+    # Not every device tells everything: a slice of one by MIG, for one, has no utilisation.
+    with suppress(nvml.NVMLError):
+        told["busy"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+    with suppress(nvml.NVMLError):
+        sensor = nvml.NVML_TEMPERATURE_GPU
+        told["temperature_c"] = int(nvml.nvmlDeviceGetTemperature(handle, sensor))
+    with suppress(nvml.NVMLError):
+        running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        told["processes"] = [_process(one) for one in running[:_MAX_PROCESSES]]
+    return told
+
+
+def _process(facts: Any) -> dict[str, Any]:
+    used = facts.usedGpuMemory
+    name = ""
+    with suppress(psutil.Error):
+        name = printable(psutil.Process(facts.pid).name(), 40)
+    return {"pid": facts.pid, "name": name, "used_bytes": None if used is None else int(used)}
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def load() -> dict[str, Any]:

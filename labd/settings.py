@@ -230,6 +230,8 @@ class Settings(_Part):
     default_timeout: Seconds = 4 * 3600.0
     reserve_after: Seconds = 600.0
     """A request that waited longer than this for room gets room kept free for it."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Whether tasks fill one machine before the next, so that big ones find room, or go to the emptiest."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
     """Nothing is claimed while results/ has less free space than this."""
     ray: RaySettings = RaySettings()
@@ -282,6 +284,11 @@ class Home:
     def daemon_log(self) -> Path:
         """The daemon's last log lines, for readers: one JSON object a line."""
         return self.run_dir / "daemon.jsonl"
+
+    @property
+    def drained(self) -> Path:
+        """Which nodes get no new tasks, as `labd drain` wrote it."""
+        return self.run_dir / "drained.json"
 
     @property
     def models_status(self) -> Path:

@@ -33,12 +33,13 @@ MAY_KNOW: dict[str, set[str]] = {
     "command": FILES | {"task", "sandbox"},
     "prompts": FILES | {"task", "command", "llm", "log"},
     "drop": FILES | {"task", "settings", "template", "command", "prompts"},
+    "machine": {"text"},
     "shipping": FILES | {"task", "archive", "template"},
     "research": FILES | {"journal", "sandbox", "template", "llm", "literature"},
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
     | {"template", "research", "literature", "log"},
-    "engine": {"errors", "text", "log", "llm", "worker", "shipping"},
+    "engine": {"errors", "text", "log", "llm", "worker", "shipping", "machine"},
     "daemon": FILES
     | {
         "task",
@@ -58,7 +59,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "machine": {"text"},
     "trials": set(),
     "inventory": GROUND | {"lab", "settings", "llm"},
-    "doctor": GROUND | {"task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
+    "doctor": GROUND
+    | {"machine", "task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
     "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
     "tryout": GROUND | {"settings", "sandbox", "template", "research"},
     "follow": GROUND | {"lab", "archive", "published"},

@@ -10,6 +10,7 @@ from typing import Any
 
 from labd.archive import Archive
 from labd.daemon.attempts import Attempts
+from labd.daemon.cluster import Cluster
 from labd.daemon.endings import Endings
 from labd.daemon.intake import Intake
 from labd.daemon.notify import Notifier
@@ -19,10 +20,10 @@ from labd.daemon.recovery import Recovery
 from labd.daemon.telling import Once, StatusFile
 from labd.drop import check_drop
 from labd.engine.client import Engine
-from labd.engine.types import Down, Ended, Event, Held, NodeInfo, Nodes, Ready
+from labd.engine.types import Down, Ended, Event, Held, Machines, Nodes, Ready
 from labd.errors import LabdError, StorageError
 from labd.log import Logger
-from labd.scheduler import Node, Plan, Snapshot, decayed, plan
+from labd.scheduler import Plan, Snapshot, decayed, plan
 from labd.settings import Home
 from labd.spool import Spool, Watcher
 from labd.task import TaskFile
@@ -87,7 +88,7 @@ class Daemon:
         if page and settings.page.enabled:
             self._page = PageProcess(home.root, home.run_dir / "page.log", log)
         self._notifier = Notifier(os.environ)
-        self._nodes: list[NodeInfo] = []
+        self._cluster = Cluster(home.drained, log)
         self._dashboard_url = ""
         self._plan: Plan | None = None
         self._held = ""
@@ -167,19 +168,21 @@ class Daemon:
         for event in events:
             match event:
                 case Ready():
-                    self._nodes, self._dashboard_url = event.nodes, event.dashboard_url
+                    self._cluster.nodes, self._dashboard_url = event.nodes, event.dashboard_url
                     held = event.held
                     if self._page is not None:
                         self._page.start_soon()
                     facts = {"nodes": len(event.nodes), "held": len(event.held)}
                     self._log.info("engine.ready", **facts, dashboard=event.dashboard_url or None)
                 case Nodes():
-                    self._nodes = event.nodes
+                    self._cluster.nodes = event.nodes
                     self._log.info("engine.nodes", nodes=[node.name for node in event.nodes])
+                case Machines():
+                    self._cluster.tell(event.machines)
                 case Ended() if held is None:
                     self._attempts.take(event)
                 case Down():
-                    self._nodes = []
+                    self._cluster.nodes = []
                     self._recover_at_s = float("inf")
         if held is None:
             return
@@ -200,8 +203,8 @@ class Daemon:
 
     def _start(self) -> None:
         running = self._attempts.running()
-        nodes = [Node(n.id, n.name, n.num_cpus, n.num_gpus, n.local) for n in self._nodes]
-        self._held = self._hold()
+        nodes = self._cluster.usable()
+        self._held = self._hold() or self._cluster.why_none()
         now_s = time.monotonic()
         if now_s - self._usage_at_s >= _USAGE_EVERY_S:
             elapsed_s = now_s - self._usage_at_s
@@ -217,6 +220,7 @@ class Daemon:
                 reserve_after_s=self._home.settings.reserve_after,
                 hold=self._held,
                 reserved=self._plan.reserved if self._plan else {},
+                spread=self._home.settings.placement == "spread",
             )
         )
         jobs = []
@@ -229,7 +233,7 @@ class Daemon:
             if job is not None:
                 jobs.append(job)
                 facts = {"task_id": job.task_id, "attempt": job.attempt}
-                self._log.info("task.claimed", **facts, node=self._node_name(start.node_id))
+                self._log.info("task.claimed", **facts, node=self._cluster.name_of(start.node_id))
         if jobs:
             self._engine.submit_many(jobs)
 
@@ -318,11 +322,8 @@ class Daemon:
 
     def _in_words(self) -> str:
         counts = f"{len(self._attempts.active)} running, {len(self._intake)} waiting"
-        hindrance = self._held or ("" if self._nodes else "waits for Ray")
+        hindrance = self._held or ("" if self._cluster.nodes else "waits for Ray")
         return f"{counts}; {hindrance}" if hindrance else counts
-
-    def _node_name(self, node_id: str) -> str:
-        return next((node.name for node in self._nodes if node.id == node_id), node_id)
 
     def _facts(self, *, stopped: bool) -> dict[str, Any]:
         reasons = {**self._intake.reasons, **self._attempts.reasons}
@@ -331,18 +332,9 @@ class Daemon:
             "stopped": stopped,
             "paused": self._spool.paused,
             "dashboard_url": self._dashboard_url,
-            "nodes": [
-                {
-                    "id": n.id,
-                    "name": n.name,
-                    "num_cpus": n.num_cpus,
-                    "num_gpus": n.num_gpus,
-                    "local": n.local,
-                }
-                for n in self._nodes
-            ],
+            "nodes": self._cluster.facts(),
             "running": {
-                a.task_id: {"attempt": a.attempt, "node": self._node_name(a.node_id)}
+                a.task_id: {"attempt": a.attempt, "node": self._cluster.name_of(a.node_id)}
                 for a in list(self._attempts.active.values())[:_MAX_TOLD]
             },
             "next": [task.key for task in self._intake.backlog.first(_TOLD_NEXT)],

@@ -62,6 +62,7 @@ class Embedded:
         import ray  # noqa: PLC0415 - only after the environment is set
 
         from labd.engine.dispatcher import Dispatcher, alive_nodes  # noqa: PLC0415 - it imports ray
+        from labd.engine.probe import Prober  # noqa: PLC0415 - it imports ray
 
         self._ray = ray
         self._alive_nodes = alive_nodes
@@ -82,6 +83,8 @@ class Embedded:
             {**lab, "node_id": self._node_id}, self._deliver, models=self._models
         )
         self.obey = self._dispatcher.obey
+        self._prober = Prober(lab["worker"]["sandbox"], self._node_id, say)
+        self._news = threading.Event()
         wait_for_lock(Path(lab["lock_path"]), LOCK_TIMEOUT_S)
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -94,11 +97,14 @@ class Embedded:
             self._dispatcher.warm_node(node["id"], int(node["num_cpus"]), __version__)
         if self._models_options["endpoints"]:
             self._models()
+        ask = (lambda: [self._node_id], self._closing, self._news)
+        threading.Thread(target=self._prober.go_on, args=ask, name="probe", daemon=True).start()
 
     def close(self, *, leave_work: bool) -> None:
         """End Ray with all its processes and all work; `leave_work` can't be had."""
         del leave_work
         self._closing.set()
+        self._news.set()
         self._ray.shutdown()
         self._head.kill_all_processes(check_alive=False, allow_graceful=True)
         self._temp.remove()

@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from labd import __version__
 from labd.engine.dispatcher import Dispatcher, alive_nodes
+from labd.engine.probe import Prober
 from labd.engine.processes import wait_for_lock
 from labd.engine.wire import TIMEOUT_S, connect, lines, listen, pack, peer_uid
 from labd.errors import EngineError
@@ -250,6 +251,8 @@ class Attached:
         self._socket = connect(self._lock_path.parent)
         self._send([{"epoch": state["epoch"]}])
         self._nodes_at = time.monotonic()
+        self._prober = Prober(lab["worker"]["sandbox"], self._node_id, say)
+        self._joined = threading.Event()
 
     def obey(self, orders: list[dict[str, Any]]) -> None:
         """Pass orders on.
@@ -271,12 +274,14 @@ class Attached:
         """Have workers ready where the dispatcher is new; pass on ends and news of machines from now on."""
         if self._fresh:
             self._warm(nodes)
-        for target in (self._pass_on_ends, partial(self._pass_on_nodes, nodes)):
+        ask = partial(self._prober.go_on, self._node_ids, self._closing, self._joined)
+        for target in (self._pass_on_ends, partial(self._pass_on_nodes, nodes), ask):
             threading.Thread(target=self._guard, args=(target,), daemon=True).start()
 
     def close(self, *, leave_work: bool) -> None:
         """Leave Ray; where work is not to be left, end the dispatcher, and wait until its workers are gone."""
         self._closing.set()
+        self._joined.set()
         self._socket.close()
         if not leave_work:
             _end_actors(self._lab)
@@ -309,7 +314,11 @@ class Attached:
                 self._say("nodes", nodes=nodes)
                 old = {node["id"] for node in known}
                 self._warm([node for node in nodes if node["id"] not in old])
+                self._joined.set()
                 known = nodes
+
+    def _node_ids(self) -> list[str]:
+        return [node["id"] for node in self.nodes()]
 
     def _warm(self, nodes: list[dict[str, Any]]) -> None:
         for node in nodes:

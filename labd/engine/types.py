@@ -78,6 +78,13 @@ class Nodes:
 
 
 @dataclass(frozen=True, slots=True)
+class Machines:
+    """What the cluster's machines say of themselves, by node id, as `labd.engine.probe.Prober` gives it."""
+
+    machines: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """An attempt is over and its resources are free.
 
@@ -102,9 +109,9 @@ class Down:
     reason: str
 
 
-type_of_event = {"ready": Ready, "nodes": Nodes, "ended": Ended}
+type_of_event = {"ready": Ready, "nodes": Nodes, "machines": Machines, "ended": Ended}
 
-Event = Ready | Nodes | Ended | Down
+Event = Ready | Nodes | Machines | Ended | Down
 
 
 def event_from_json(value: dict[str, Any]) -> Event:

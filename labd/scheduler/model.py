@@ -152,6 +152,7 @@ class Snapshot:
         reserve_after_s: after this wait a node is kept free for a big request.
         hold: a reason to start nothing at all, or empty.
         reserved: the `Plan.reserved` of the last plan.
+        spread: whether tasks go to the emptiest machine, not to the fullest that has room.
 
     """
 
@@ -163,6 +164,7 @@ class Snapshot:
     reserve_after_s: float
     hold: str = ""
     reserved: Mapping[str, str] = field(default_factory=dict)
+    spread: bool = False
 
 
 @dataclass(frozen=True, slots=True)

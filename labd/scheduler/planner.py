@@ -106,7 +106,8 @@ class Planner:
         if not fitting:
             self._failed.add(demand)
             return None
-        return min(fitting, key=lambda place: _preference(place[0], demand))
+        spread = self.snapshot.spread
+        return min(fitting, key=lambda place: _preference(place[0], demand, spread=spread))
 
     def _head(self, line: Sequence[Waiting]) -> list[Waiting]:
         """Give the oldest of a class that is not started yet, if there is one."""
@@ -116,10 +117,11 @@ class Planner:
         return (self.shares.of(task.owner), task.since_ns, task.key)
 
 
-def _preference(room: Room, demand: Demand) -> tuple[float, float, str]:
-    # Keep GPU machines free for GPU tasks; else fill the fullest, so that big requests find room.
-    first = sum(room.gpus.values()) if demand.num_gpus else room.node.num_gpus
-    return (first, room.cpus, room.node.id)
+def _preference(room: Room, demand: Demand, *, spread: bool) -> tuple[float, float, str]:
+    # Keep GPU machines free for GPU tasks; else fill the fullest, so that big requests find room, or spread.
+    sign = -1 if spread else 1
+    first = sign * sum(room.gpus.values()) if demand.num_gpus else room.node.num_gpus
+    return (first, sign * room.cpus, room.node.id)
 
 
 def _smallest(backlog: Backlog) -> dict[int, Demand]:

@@ -159,6 +159,17 @@ def warm_up(config: Mapping[str, Any]) -> None:
     _kept.primer = _Primer(ahead)
 
 
+def gaps(settings: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Give what the sandbox can't promise in this process, tried once: ``name``, ``what``, ``fix``.
+
+    Args:
+        settings: ``sandbox`` as in a job.
+
+    """
+    sandbox = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
+    return [{"name": gap.name, "what": gap.what, "fix": gap.fix} for gap in sandbox.gaps()]
+
+
 def _guarded(work: Callable[[], _Did], *, started: bool = False) -> _Did:
     """Give what the work came to, its errors as data. `started`: it starts helpers that somebody may kill."""
     try:
