@@ -9,8 +9,8 @@ from labd.errors import ConfigError
 _MAX_KEY_BYTES = 4096
 
 
-def read_api_key(key_env: str, key_file: str, *, where: str) -> str:
-    """Give the key that the environment variable or else the file holds; empty where neither is named.
+def read_api_key(key_env: str, key_file: str, key_credential: str = "", *, where: str) -> str:
+    """Give the key that the environment variable, the file or systemd's credential holds; empty where none is named.
 
     Raises:
         ConfigError: it is not there, others may read it, or it is no key; `where` says whose key it is.
@@ -22,6 +22,9 @@ def read_api_key(key_env: str, key_file: str, *, where: str) -> str:
     elif key_file:
         key, source = _from_file(key_file, where), key_file
         fix = f"Write the key, and nothing else, into {key_file}"
+    elif key_credential:
+        key, source = _from_credential(key_credential, where), f"the credential {key_credential}"
+        fix = f"Write the key, and nothing else, into /etc/labd/keys/{key_credential}"
     else:
         return ""
     key = key.strip()
@@ -34,6 +37,21 @@ def read_api_key(key_env: str, key_file: str, *, where: str) -> str:
             fix=fix,
         )
     return key
+
+
+def _from_credential(name: str, where: str) -> str:
+    # Readable by this service alone, so nothing is asked of its mode; see systemd.exec(5), LoadCredential=.
+    path = Path(os.environ.get("CREDENTIALS_DIRECTORY") or "/") / f"key_{name}"
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_KEY_BYTES).decode(errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            f"the credential {name} is not there: {error.strerror}",
+            where=where,
+            fix=f"Put the key into /etc/labd/keys/{name} on every machine that asks, mode 0600, and restart its"
+            " labd-ray or labd-node",
+        ) from error
 
 
 def _from_file(key_file: str, where: str) -> str:

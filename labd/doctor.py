@@ -6,11 +6,11 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from labd import machine
+from labd.findings import Finding, Level
+from labd.installation import examine_nodes, examine_ports, examine_service
 from labd.inventory import different_weights, router_of
 from labd.lab import Lab
 from labd.llm.budget import TokenRate
@@ -24,6 +24,8 @@ from labd.task import State
 from labd.template import list_templates
 from labd.text import printable
 
+__all__ = ["Finding", "Level", "examine"]
+
 _ENOUGH_FREE_BYTES = 2 * 2**30
 _MAX_TASKS = 200
 _REPLY_TOKENS = 2048
@@ -31,31 +33,14 @@ _SHOWN_SUFFIXES = {".py", ".md", ".txt", ".json", ".yaml"}
 """Of a template's files, those that a model that works on it has to see."""
 
 
-class Level(StrEnum):
-    """How much a finding matters."""
-
-    OK = "ok"
-    NOTE = "note"
-    WARNING = "warning"
-    FAILING = "failing"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the doctor's report; `fix` says what to do where it is not ok."""
-
-    name: str
-    level: Level
-    found: str
-    fix: str = ""
-
-
 def examine(home: Home) -> Iterator[Finding]:
     """Look at one thing after the other, giving each finding as soon as it is known."""
     checks: list[Callable[[Home], Iterator[Finding]]] = [
         _python,
         _ray,
+        examine_service,
         _sandbox,
+        lambda _: examine_ports(),
         _disk,
         _gpu,
         _models,
@@ -76,6 +61,9 @@ def _ray(home: Home) -> Iterator[Finding]:
 
 
 def _sandbox(home: Home) -> Iterator[Finding]:
+    if home.settings.ray.address is not None:
+        yield from examine_nodes(home)  # work runs there, in units of their own
+        return
     settings = home.settings.sandbox
     bwrap = shutil.which("bwrap")
     if bwrap is None:

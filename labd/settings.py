@@ -91,6 +91,8 @@ class EndpointSettings(_Part):
     """The environment variable that holds its API key, on every machine that asks it."""
     key_file: str | None = None
     """A file that holds it, from the home or absolute, of mode 0600."""
+    key_credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")] | None = None
+    """A file in /etc/labd/keys, which systemd hands to the services that ask; for a lab that is installed."""
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Requests that it works on at once for each model; absent: what the server says, or 1."""
     max_loaded: Annotated[int, Field(ge=1, le=100)] = 1
@@ -107,9 +109,12 @@ class EndpointSettings(_Part):
     def facts(self, root: Path) -> dict[str, Any]:
         """Give what `labd.llm.model.Endpoint` has, and ``node``, as plain data; the key's file below `root`."""
         return {
-            **self.model_dump(mode="json", exclude={"keep_alive", "key_env", "key_file"}),
+            **self.model_dump(
+                mode="json", exclude={"keep_alive", "key_env", "key_file", "key_credential"}
+            ),
             "keep_alive_s": self.keep_alive,
             "key_env": self.key_env or "",
+            "key_credential": self.key_credential or "",
             "key_file": str(root / self.key_file) if self.key_file else "",
         }
 

@@ -175,6 +175,15 @@ def test_a_key_from_a_file_opens_the_server_if_nobody_else_can_read_it(
             pass
 
 
+def test_a_key_that_systemd_passed_on_opens_the_server(
+    guarded: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "key_studio").write_text(f"{KEY}\n")
+    with client_of(guarded.url, "openai", key_credential="studio") as client:
+        assert client.chat(ask(), tiny()).output_tokens
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_key_file_of_another_user_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key"
@@ -216,6 +225,7 @@ def test_a_key_that_is_not_there_is_a_mistake_in_the_settings(tmp_path: Path) ->
     places: list[dict[str, Any]] = [
         {"key_env": "NOT_SET_ANYWHERE"},
         {"key_file": str(tmp_path / "none")},
+        {"key_credential": "none"},
     ]
     for over in places:
         with pytest.raises(ConfigError) as caught, client_of("http://x", "openai", **over):

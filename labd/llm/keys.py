@@ -11,4 +11,7 @@ def read_key(endpoint: Endpoint) -> str:
         ConfigError: it is not there, others may read it, or it is no key.
 
     """
-    return read_api_key(endpoint.key_env, endpoint.key_file, where=f"endpoint {endpoint.name}")
+    where = f"endpoint {endpoint.name}"
+    return read_api_key(
+        endpoint.key_env, endpoint.key_file, endpoint.key_credential, where=where
+    )

@@ -42,7 +42,7 @@ class Endpoint:
         slots: requests that it works on at once for each model; ``None``: what the server says, or 1.
         max_loaded: models that it may hold at once.
         gpus: the devices of its node that it may fill; ``None``: all.
-        key_env, key_file: where its API key is found; never the key itself.
+        key_env, key_file, key_credential: where its API key is found; never the key itself.
 
     """
 
@@ -56,6 +56,7 @@ class Endpoint:
     gpus: tuple[int, ...] | None = None
     key_env: str = ""
     key_file: str = ""
+    key_credential: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     pull: bool = False
     keep_alive_s: float = 600.0

@@ -283,7 +283,7 @@ class Box:
         self._hold(
             f"mkdir -p {upper}/etc/systemd/system {upper}/opt/packages {upper}/var/lib/labd"
             f"; cd {upper}/etc; for unit in {masks}; do ln -s /dev/null systemd/system/$unit; done"
-            f"; printf '127.0.0.1 localhost {self.name}\\n' > hosts; : > fstab; : > resolv.conf"
+            f"; printf '127.0.0.1 localhost {self.name}\\n' > hosts; echo {self.name} > hostname; : > fstab; : > resolv.conf"
         )
 
 

@@ -19,8 +19,8 @@ _OFFLINE = "PIP_INSTALL_ARGS=--no-index --no-build-isolation --no-cache-dir"
 _GROUPS_V1 = """[Service]
 ExecStartPre=+/bin/sh -c 'for c in memory pids cpu; do d=/sys/fs/cgroup/$c/system.slice/%n; [ ! -d $d ] || chown labd $d $d/cgroup.procs; done'
 """
-STEADY = "i=0; while [ $i -lt {tenths} ]; do i=$((i+1)); echo $i >> beats; sleep 0.1; done"
-"""A command that beats ten times a second, for so many tenths of a second."""
+STEADY = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo $i >> beats; sleep 0.1; [ -e /work/stop ] && exit 0; done; exit 3"
+"""A command that beats ten times a second until it is told to end (`Installed.let_end`); five minutes at most."""
 
 
 def why_not_installed() -> str:
@@ -56,6 +56,7 @@ class Installed:
         self.write("/etc/systemd/system/labd-ray.service.d/test.conf", _GROUPS_V1)
         box.sh("sed -i s/LABD_DASHBOARD=yes/LABD_DASHBOARD=no/ /etc/labd/ray.env")
         box.sh("sed -i s/min_free_bytes:.*/min_free_bytes:\\ 33554432/ /etc/labd/labd.yaml")
+        box.sh("umask 077; echo sesame > /etc/labd/keys/studio")
         box.sh("systemctl daemon-reload")
         for user in ("alice", "bob", "eve"):
             box.sh(f"useradd {user}; [ {user} = eve ] || usermod -aG labd {user}")
@@ -98,6 +99,16 @@ class Installed:
         done = self.box.run("labd", *arguments, user=user, check=False)
         return done.stdout + done.stderr
 
+    def doctor(self) -> list[dict[str, Any]]:
+        """Give what `labd doctor` finds, as root."""
+        found: list[dict[str, Any]] = json.loads(self.box.run("labd", "doctor", "--json", check=False).stdout)  # fmt: skip
+        return found
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Give what `labd nodes` tells."""
+        found: list[dict[str, Any]] = json.loads(self.box.run("labd", "nodes", "--json").stdout)
+        return found
+
     def state(self, task: str) -> str:
         """Give the state that a task's file is in; empty where it is nowhere."""
         found = self.box.sh(f"ls -d {SPOOL}/*/{task}.yaml 2>/dev/null || true").split()
@@ -114,6 +125,10 @@ class Installed:
     def wait_beats(self, task: str, count: int = 3) -> None:
         """Wait until it has beaten so often."""
         wait_until(lambda: self.beats(task) >= count, 60, f"{count} beats of {task}")
+
+    def let_end(self, task: str) -> None:
+        """Have a `STEADY` command end, be it that it begins anew."""
+        self.box.run("touch", f"{RESULTS}/{task}/files/stop", user="labd")
 
     def events(self, task: str) -> list[dict[str, Any]]:
         """Give what is on record of a task."""

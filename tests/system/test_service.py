@@ -44,9 +44,44 @@ def test_a_member_of_the_group_drops_a_task_and_finds_its_results(lab: Installed
     assert "adduser" in lab.labd("list", user="eve")
 
 
+def test_the_doctor_is_content_with_what_was_installed(lab: Installed) -> None:
+    lab.start()
+    nodes = wait_until(lambda: [n for n in lab.nodes() if n["machine"]], 60, "what it is")
+    assert nodes[0]["name"] == lab.box.name
+    told = {finding["name"]: finding for finding in lab.doctor()}
+    bad = [f for f in told.values() if f["level"] in {"warning", "failing"}]
+    assert [f["name"] for f in bad if not f["name"].startswith(("disk", "boot"))] == []
+    for name in (
+        "labd.service",
+        "labd-ray.service",
+        "drop",
+        "ray address",
+        f"node {lab.box.name}",
+    ):
+        assert told[name]["level"] == "ok", told[name]
+    assert told["ports"]["level"] == "ok"
+
+
+def test_secrets_reach_rays_workers_and_nobody_else(lab: Installed) -> None:
+    lab.start()
+    token = lab.box.sh("cat /etc/labd/ray.token")
+    pid = lab.box.sh("pgrep -f 'raylet/rayle[t]'").split()[0]
+    environment = lab.box.run("cat", f"/proc/{pid}/environ").stdout
+    assert "RAY_AUTH_TOKEN_PATH=/run/credentials/labd-ray.service/ray.token" in environment
+    assert token not in environment
+    assert lab.box.run("cat", "/run/credentials/labd-ray.service/key_studio", user="labd").stdout == "sesame\n"  # fmt: skip
+    for path in ("/etc/labd/ray.token", "/etc/labd/keys/studio", "/run/credentials/labd-ray.service/key_studio"):  # fmt: skip
+        assert lab.box.run("cat", path, user="bob", check=False).returncode != 0
+    lab.drop("thief", "cat /run/credentials/*/* /etc/labd/* /proc/*/environ; echo looked")
+    lab.wait("thief", "done")
+    assert not {token, "sesame"} & set(lab.box.sh(f"cat {RESULTS}/thief/log.txt").split())
+    assert "looked" in lab.box.sh(f"cat {RESULTS}/thief/log.txt")
+    assert token not in lab.box.run("journalctl", "--no-pager").stdout
+
+
 def test_who_may_cancel_or_retry_a_task_is_its_owner_and_labd(lab: Installed) -> None:
     lab.start()
-    lab.drop("mine", STEADY.format(tenths=600))
+    lab.drop("mine", STEADY)
     lab.wait_beats("mine")
     for move in (f"mv {SPOOL}/running/mine.yaml {SPOOL}/cancelled/", f"rm -f {SPOOL}/running/mine.yaml", "labd cancel mine"):  # fmt: skip
         assert lab.box.run("sh", "-c", move, user="bob", check=False).returncode != 0
@@ -67,27 +102,27 @@ def test_the_journal_tells_of_a_task_by_its_id(lab: Installed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "how", "tenths"),
+    ("task", "how"),
     [
-        ("restarted", "systemctl restart labd", 60),
-        pytest.param("killed", "kill -9 {pid}", 80, marks=torture),
-        ("hung", "kill -STOP {pid}", 110),
+        ("restarted", "systemctl restart labd"),
+        pytest.param("killed", "kill -9 {pid}", marks=torture),
+        ("hung", "kill -STOP {pid}"),
     ],
 )
 def test_running_work_lives_on_when_the_daemon_is_restarted_killed_or_hangs(
-    lab: Installed, task: str, how: str, tenths: int
+    lab: Installed, task: str, how: str
 ) -> None:
     lab.start()
-    lab.drop(task, STEADY.format(tenths=tenths))
+    lab.drop(task, STEADY)
     lab.wait_beats(task)
     pid = lab.box.main_pid("labd")
     lab.box.sh(how.format(pid=pid))
     wait_until(lambda: lab.box.main_pid("labd") not in {0, pid}, 30, "another daemon")
     lab.wait_ready()
-    assert lab.state(task) == "running", "it ended before there was another daemon"
+    lab.wait_beats(task, lab.beats(task) + 2)
+    lab.let_end(task)
     lab.wait(task, "done")
     assert lab.story(task) == ["claimed", "done"]
-    assert lab.beats(task) == tenths
     if task == "hung":
         told = [str(entry.get("MESSAGE")) for entry in lab.journal("-u", "labd")]
         assert any("Watchdog timeout" in line for line in told)
@@ -97,9 +132,11 @@ def test_running_work_lives_on_when_the_daemon_is_restarted_killed_or_hangs(
 @torture
 def test_a_worker_that_is_killed_costs_its_task_an_attempt(lab: Installed) -> None:
     lab.start()
-    lab.drop("bereft", STEADY.format(tenths=20))
+    lab.drop("bereft", STEADY)
     lab.wait_beats("bereft")
     lab.box.sh("kill -9 $(pgrep -f '^ray::labd:beref[t]#1')")
+    wait_until(lambda: lab.story("bereft").count("claimed") == 2, 60, "another attempt")
+    lab.let_end("bereft")
     lab.wait("bereft", "done")
     assert lab.story("bereft") == ["claimed", "lost", "claimed", "done"]
 
@@ -111,32 +148,34 @@ def test_a_ray_that_is_killed_is_started_again_and_its_work_too(
 ) -> None:
     lab.start()
     task = f"on-{process[:3]}"
-    lab.drop(task, STEADY.format(tenths=30))
+    lab.drop(task, STEADY)
     lab.wait_beats(task)
     lab.box.sh(f"kill -9 $(pgrep -f {process})")
+    wait_until(lambda: lab.story(task).count("claimed") == 2, 150, "another attempt")
+    lab.let_end(task)
     lab.wait(task, "done", 150)
-    assert lab.story(task)[-1] == "done"
     assert lab.story(task).count("done") == 1
-    assert lab.story(task).count("claimed") == 2
 
 
 def test_a_full_disk_makes_tasks_wait_and_breaks_nothing(lab: Installed) -> None:
     lab.start()
     pid = lab.box.main_pid("labd")
-    lab.drop("before", STEADY.format(tenths=25))
+    lab.drop("before", STEADY)
     lab.wait_beats("before")
     free_kib = int(lab.box.sh("df --output=avail /var/lib/labd | tail -1"))
     lab.box.sh(f"fallocate -l {free_kib - 4096}K /var/lib/labd/ballast")
     lab.drop("poor", "echo rich")
     wait_until(lambda: "disk space" in lab.labd("list"), 30, "the reason why it waits")
     lab.box.sh("dd if=/dev/zero of=/var/lib/labd/more bs=64K 2>/dev/null || true")
-    wait_until(
-        lambda: lab.beats("before") >= 25 or lab.state("before") != "running", 30, "its end"
-    )
+    seen = lab.beats("before")
     assert lab.state("poor") == "pending"
     lab.box.sh("rm /var/lib/labd/ballast /var/lib/labd/more")
     lab.wait("poor", "done")
+    if lab.state("before") == "running":  # or it ended because it could not write
+        lab.let_end("before")
     wait_until(lambda: lab.state("before") in {"done", "failed"}, 60, "the end of what ran")
+    assert lab.story("before").count("claimed") == 1
+    assert lab.beats("before") >= seen
     assert lab.box.main_pid("labd") == pid
 
 
@@ -148,7 +187,7 @@ def test_ten_tasks_all_end_and_none_twice_though_the_power_fails_among_them(
         lab.start()
         names = [f"cut{cut}-{number}" for number in range(10)]
         for number, name in enumerate(names):
-            lab.drop(name, STEADY.format(tenths=number), more="num_cpus: 1\n")
+            lab.drop(name, f"sleep 0.{number}", more="num_cpus: 1\n")
         # Whoever copies a file has not made it durable: that is the system's, within its half minute, or `sync`.
         lab.box.run("sync")
         wait_until(lambda names=names: sum(lab.state(n) == "done" for n in names) >= 4, 60, "four of ten")  # type: ignore[misc]  # fmt: skip
@@ -172,11 +211,13 @@ def test_an_upgrade_in_place_keeps_settings_and_running_work(lab: Installed) -> 
     lab.box.sh("echo '# mine' >> /etc/labd/labd.yaml")
     kept = "cat /etc/labd/labd.yaml /etc/labd/ray.env /etc/labd/ray.token"
     before, pid = lab.box.sh(kept), lab.box.main_pid("labd")
-    lab.drop("through", STEADY.format(tenths=200))
+    lab.drop("through", STEADY)
     lab.wait_beats("through")
     lab.make("install")
     assert lab.box.sh(kept) == before
     assert lab.box.main_pid("labd") != pid
+    lab.wait_ready()
+    lab.let_end("through")
     lab.wait("through", "done")
     assert lab.story("through") == ["claimed", "done"]
 
