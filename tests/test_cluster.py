@@ -1,16 +1,22 @@
 """The machines: what they say of themselves, which of them get tasks, and what is said of one that does not fit."""
 
 import json
+import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from labd import machine
+from labd import __version__, machine
 from labd.daemon.cluster import Cluster
+from labd.engine.exported import COUNTERS, GAUGES, HISTOGRAMS
 from labd.engine.probe import clock_offset_s, clock_warning, version_problem
 from labd.engine.types import NodeInfo
 from labd.errors import NotFound
@@ -23,6 +29,7 @@ from labd.spool import Spool
 from labd.task import State
 from tests.processes import DaemonProcess, wait_until
 
+REPO = Path(__file__).parents[1]
 HERE, FAR = NodeInfo("a", "ada", 2, 0), NodeInfo("b", "bob", 4, 1, local=False)
 SOUND = {
     "labd": "1",
@@ -142,14 +149,32 @@ def test_only_a_node_that_there_is_can_be_drained(home: Home) -> None:
         Lab(home).drain("nobody", drained=True)
 
 
+def exported(daemon: DaemonProcess) -> str:
+    """Give what Ray's own exporter says, in Prometheus' form."""
+    for process in daemon.family():
+        with suppress(psutil.Error):
+            if "DashboardAgent" not in " ".join(process.cmdline()):
+                continue
+            for socket in process.net_connections("tcp"):
+                if socket.status != psutil.CONN_LISTEN or not socket.laddr:
+                    continue
+                with suppress(OSError, HTTPException):
+                    url = f"http://127.0.0.1:{socket.laddr.port}/metrics"
+                    with urllib.request.urlopen(url, timeout=5) as answer:
+                        if "ray_" in (text := answer.read().decode()):
+                            return str(text)
+    return ""
+
+
 @pytest.mark.ray
 @pytest.mark.sandbox
-def test_a_drained_lab_lets_its_work_end_and_begins_none_until_undrained(
+def test_a_drained_lab_lets_its_work_end_and_begins_none_until_undrained_and_all_is_counted(
     home: Home, daemon: Callable[..., DaemonProcess]
 ) -> None:
     spool, lab = Spool(home.spool), Lab(home)
-    daemon().wait_ready()
-    spool.put(b"kind: command\nrun: sleep 3\n", "long.yaml")
+    process = daemon()
+    process.wait_ready()
+    spool.put(b"kind: command\nrun: sleep 60\ntimeout: 3s\n", "long.yaml")
     wait_until(lambda: spool.holds(State.RUNNING, "long.yaml"), 60, "the first task to run")
 
     def shown() -> dict[str, Any]:
@@ -160,13 +185,35 @@ def test_a_drained_lab_lets_its_work_end_and_begins_none_until_undrained(
     node = wait_until(
         lambda: (n := shown())["machine"] and n, 30, "what the machine says of itself"
     )
-    assert node["machine"]["labd"] == "0.1.0"
+    assert node["machine"]["labd"] == __version__
     assert node["machine"]["problem"] == ""
     assert lab.drain(node["name"], drained=True)
     assert not lab.drain(node["name"], drained=True)
     spool.put(b"kind: command\nrun: 'true'\n", "next.yaml")
     wait_until(lambda: "labd undrain" in lab.find("next").why, 30, "the reason why it waits")
-    wait_until(lambda: spool.holds(State.DONE, "long.yaml"), 60, "the end of what ran")
+    wait_until(lambda: spool.holds(State.FAILED, "long.yaml"), 60, "the end of what ran")
     assert spool.holds(State.PENDING, "next.yaml")
     assert lab.drain(node["name"], drained=False)
     wait_until(lambda: spool.holds(State.DONE, "next.yaml"), 60, "the next task")
+
+    def counted() -> list[str]:
+        lines = [line for line in exported(process).splitlines() if line.startswith("ray_labd")]
+        ends = [line for line in lines if line.startswith("ray_labd_tasks_ended_total")]
+        wanted = ('state="done"', 'code="timed_out"')
+        return lines if all(any(one in end for end in ends) for one in wanted) else []
+
+    lines = wait_until(counted, 60, "the ends of both tasks for Prometheus")
+    for name in ("queue_depth", "nodes", "task_wait_s_bucket", "task_run_s_bucket"):
+        assert any(line.startswith(f"ray_labd_{name}{{") for line in lines), name
+    kills = [line for line in lines if line.startswith("ray_labd_sandbox_kills_total{")]
+    assert ['limit="timed_out"' in line for line in kills] == [True]
+
+
+def test_the_dashboard_for_grafana_shows_what_is_exported_and_nothing_else() -> None:
+    board = (REPO / "config" / "grafana.json").read_text()
+    assert set(re.findall(r"ray_labd_[a-z_]+", board)) == {
+        *(f"ray_labd_{name}" for name in GAUGES),
+        *(f"ray_labd_{name}_total" for name in COUNTERS),
+        *(f"ray_labd_{name}_bucket" for name in HISTOGRAMS),
+    }
+    assert len(json.loads(board)["panels"]) == 9

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from labd.archive import Archive
+from labd.daemon.counts import Counts
 from labd.daemon.demand import demand_of
 from labd.daemon.ids import Ids
 from labd.daemon.intake import Intake
@@ -49,6 +50,7 @@ class Active:
     """The error code of an infrastructure failure that is on record, while its file is not moved yet."""
     end: State | None = None
     """The end that is on record, while its file is not moved yet."""
+    counted: bool = False
 
     @property
     def inode(self) -> int:
@@ -66,11 +68,13 @@ class Attempts:
         engine: Engine,
         log: Logger,
         *,
+        counts: Counts,
         default_timeout_s: float,
         job: Callable[[Active, TaskFile], Job],
     ) -> None:
         self._spool, self._archive, self._engine = spool, archive, engine
         self._log = log
+        self.counts = counts
         self._default_timeout_s = default_timeout_s
         self._job = job
         self.active: dict[str, Active] = {}
@@ -152,6 +156,7 @@ class Attempts:
         if not self._move_claimed(name, active, look.entry, intake):
             return None
         self.active[active.task_id] = active
+        self.counts.claimed(max(0.0, time.time() - look.entry.moved_ns / 1e9))
         return self._job(active, task)
 
     def _move_claimed(self, name: str, active: Active, entry: Entry, intake: Intake) -> bool:

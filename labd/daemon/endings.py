@@ -75,6 +75,9 @@ class Endings:
             error = error_of("timed_out", f"took longer than its time limit of {limit}")
             return self._finish(active, State.FAILED, facts | {"error": error})
         outcome = self._outcome(active, ended)
+        if not active.counted:
+            active.counted = True
+            self._count(active, outcome)
         if outcome is None:
             return self._lost(active, facts, "worker_lost", ended.reason)
         if outcome["outcome"] == "done":
@@ -83,6 +86,12 @@ class Endings:
         if error.get("retryable"):
             return self._lost(active, facts, str(error["code"]), str(error["message"]))
         return self._finish(active, State.FAILED, facts | kept(outcome))
+
+    def _count(self, active: Active, outcome: Mapping[str, Any] | None) -> None:
+        found = outcome or {"outcome": "lost", "error": {"code": "worker_lost"}}
+        code = str((found.get("error") or {}).get("code", ""))
+        run_s = time.monotonic() - active.since_s
+        self._attempts.counts.ended(str(found["outcome"]), code, run_s, found)
 
     def _outcome(self, active: Active, ended: Ended) -> Mapping[str, Any] | None:
         """Give what the worker made of the attempt, also where it died after it had put that on record."""

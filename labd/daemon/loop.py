@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from labd.archive import Archive
 from labd.daemon.attempts import Attempts
 from labd.daemon.cluster import Cluster
+from labd.daemon.counts import Counts
 from labd.daemon.endings import Endings
 from labd.daemon.intake import Intake
 from labd.daemon.notify import Notifier
@@ -64,11 +66,13 @@ class Daemon:
         self._engine = engine or Engine(
             engine_options(home), home.run_dir / "engine.log", self._wake.set, log
         )
+        self._counts = Counts()
         self._attempts = Attempts(
             self._spool,
             self._archive,
             self._engine,
             log,
+            counts=self._counts,
             default_timeout_s=settings.default_timeout,
             job=partial(job_for, home),
         )
@@ -156,6 +160,8 @@ class Daemon:
             if self._intake.changed(task_id):
                 self._wake.set()  # what waited for it may start now
         self._sync_in_time()
+        if self._cluster.nodes and (numbers := self._counts.due(self._gauges())):
+            self._engine.measure(numbers)
         if self._status.ready():
             self._status.write(self._facts(stopped=False))
         if self._page is not None:
@@ -319,6 +325,14 @@ class Daemon:
             now_s + self._notifier.due_in_s,
         ]
         return max(0.001, min(times) - now_s)
+
+    def _gauges(self) -> Iterator[tuple[str, float, dict[str, str]]]:
+        waiting, ready = len(self._intake), len(self._intake.backlog)
+        yield "queue_depth", ready, {"state": "waiting"}
+        yield "queue_depth", max(0, waiting - ready), {"state": "gated"}
+        yield "queue_depth", len(self._attempts.active), {"state": "running"}
+        yield "nodes", len(self._cluster.nodes), {"state": "all"}
+        yield "nodes", len(self._cluster.usable()), {"state": "usable"}
 
     def _in_words(self) -> str:
         counts = f"{len(self._attempts.active)} running, {len(self._intake)} waiting"

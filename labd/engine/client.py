@@ -113,6 +113,11 @@ class Engine:
         """End the attempt and all its processes; an `Ended` will follow, or a `Ready` that does not hold it."""
         self._send([{"op": "cancel", "task_id": task_id, "attempt": attempt}])
 
+    def measure(self, numbers: Sequence[dict[str, Any]]) -> None:
+        """Have numbers exported for Prometheus, as `labd.engine.metrics` has them; dropped where there is no driver."""
+        if self._orders is not None and self._ready_at:
+            self._send([{"op": "measure", "numbers": list(numbers)}])
+
     def poll(self) -> list[Event]:
         """Give the events since the last call; restart the driver when it is time to."""
         events: list[Event] = []

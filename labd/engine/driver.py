@@ -106,10 +106,17 @@ def run(orders_fd: int, say: Says, options: Mapping[str, Any]) -> None:
     say("ready", nodes=nodes, dashboard_url=ray.dashboard_url, held=ray.held)
     ray.begin(nodes)
     leave_work = True
+    from labd.engine.metrics import Metrics  # noqa: PLC0415 - it imports ray: only after the environment is set
+
+    metrics = Metrics(options["lab"])
     for orders in batches(orders_fd):
         if _dying.is_set():
             threading.Event().wait()  # what would start now would only be lost; this process ends
-        ray.obey([{**order, "version": __version__} for order in orders if order["op"] != "stop"])
+        for order in orders:
+            if order["op"] == "measure":
+                metrics.take(order["numbers"])
+        for_ray = [order for order in orders if order["op"] not in {"stop", "measure"}]
+        ray.obey([{**order, "version": __version__} for order in for_ray])
         leave_work &= all(order.get("leave_work", True) for order in orders)
     ray.close(leave_work=leave_work)
 

@@ -78,7 +78,7 @@ class Embedded:
         threading.Thread(target=self._watch, args=(die,), name="processes", daemon=True).start()
         self._node_id = str(ray.get_runtime_context().get_node_id())
         self._models_actor: Any = None
-        self._models_options = lab["models"]
+        self._models_options = {**lab["models"], "lab": lab["lab"]}
         self._dispatcher = Dispatcher(
             {**lab, "node_id": self._node_id}, self._deliver, models=self._models
         )

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from labd import __version__
 from labd.engine.dispatcher import named_nodes
+from labd.engine.metrics import Metrics
 from labd.errors import EngineError
 from labd.llm.broker import Broker
 from labd.llm.desk import Change, Rules
@@ -42,7 +43,7 @@ class ModelsActor:
     """A `Broker` for the lab's workers on all nodes.
 
     Args:
-        options: ``endpoints`` (as for `labd.llm.finding.placed`), ``discover``, ``rules`` (of
+        options: ``lab``, ``endpoints`` (as for `labd.llm.finding.placed`), ``discover``, ``rules`` (of
             `labd.llm.desk.Rules`) and ``status_path``.
         node_id: the lab's own node.
 
@@ -53,7 +54,7 @@ class ModelsActor:
         self._broker = Broker(
             Rules(**options["rules"]),
             self._finder.find,
-            NodeHands(DirectHands(), node_id),
+            NodeHands(DirectHands(), node_id, Metrics(options["lab"])),
             status_path=Path(options["status_path"]),
             hear_first_s=_HEAR_FIRST_S if _came_back() else 0.0,
         )
@@ -160,8 +161,8 @@ def _own(machine: Machine) -> str:
 class NodeHands:
     """Reaches endpoints: from here, or, those that only another node can reach, by a small task there."""
 
-    def __init__(self, direct: DirectHands, node_id: str) -> None:
-        self._direct, self._node_id = direct, node_id
+    def __init__(self, direct: DirectHands, node_id: str, metrics: Metrics | None = None) -> None:
+        self._direct, self._node_id, self._metrics = direct, node_id, metrics
 
     def look(self, endpoint: Endpoint) -> Look:
         """Give the endpoint's state."""
@@ -184,6 +185,9 @@ class NodeHands:
             self._direct.change(endpoint, change)
         else:
             self._there(endpoint, _change, change, timeout_s=_CHANGE_TIMEOUT_S)
+        if change.load and self._metrics is not None:
+            tags = {"endpoint": endpoint.name}
+            self._metrics.take([{"name": "model_loads", "value": 1, "tags": tags}])
 
     def pull(self, endpoint: Endpoint, model: str, progress: Callable[[str], None]) -> None:
         """Have the endpoint download a model; of one on another node nothing is heard meanwhile.

@@ -119,7 +119,9 @@ class DispatcherActor:
             from labd.engine import models  # noqa: PLC0415 - it imports httpx; most labs without models need none
 
             options = _detached(self._lab, "models")
-            self._models_actor = models.make(self._lab["models"], self._lab["node_id"], **options)
+            self._models_actor = models.make(
+                {**self._lab["models"], "lab": self._lab["lab"]}, self._lab["node_id"], **options
+            )
         return self._models_actor
 
     def _accept(self) -> None:

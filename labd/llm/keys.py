@@ -12,6 +12,4 @@ def read_key(endpoint: Endpoint) -> str:
 
     """
     where = f"endpoint {endpoint.name}"
-    return read_api_key(
-        endpoint.key_env, endpoint.key_file, endpoint.key_credential, where=where
-    )
+    return read_api_key(endpoint.key_env, endpoint.key_file, endpoint.key_credential, where=where)

@@ -1,5 +1,5 @@
 """One attempt on its node: builds the tools, does the work, writes the result. Called by the engine, runs as well without Ray."""
 
-from labd.worker.attempt import AHEAD, run, warm_up
+from labd.worker.attempt import AHEAD, gaps, run, warm_up
 
-__all__ = ["AHEAD", "run", "warm_up"]
+__all__ = ["AHEAD", "gaps", "run", "warm_up"]

@@ -26,7 +26,7 @@ from labd.limits import TaskLimits, settled
 from labd.log import Logger, file_logger
 from labd.sandbox import Ahead, sweep
 from labd.task import TaskFile, parse_task
-from labd.worker.boxes import gpus_free, progress_to, sandbox_of
+from labd.worker.boxes import LIMITS_HIT, gpus_free, note_ending, progress_to, sandbox_of
 
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
@@ -70,6 +70,7 @@ def run(
     """
     started = utc_now()
     clock = time.monotonic()
+    LIMITS_HIT.clear()
     with _pool(job, models) as pool:
         did = _guarded(lambda: _attempt(job, gpus, on_step, clock, pool))
     if did.disturbed:
@@ -88,6 +89,7 @@ def run(
         "finished_at": to_iso(utc_now()),
         "wall_s": round(wall_s, 3),
         "gpu_s": round(wall_s * job["num_gpus"], 3),
+        "limits_hit": dict(LIMITS_HIT),
     }
     return _keep(job, outcome)
 
@@ -166,7 +168,7 @@ def gaps(settings: Mapping[str, Any]) -> list[dict[str, str]]:
         settings: ``sandbox`` as in a job.
 
     """
-    sandbox = _sandbox(settings["uid"], frozenset(settings["allow_missing"]))
+    sandbox = sandbox_of(settings["uid"], frozenset(settings["allow_missing"]))
     return [{"name": gap.name, "what": gap.what, "fix": gap.fix} for gap in sandbox.gaps()]
 
 
@@ -296,6 +298,7 @@ def _command(job: Mapping[str, Any], task: TaskFile, gpus: Sequence[int]) -> _Di
     _warn(results, task.spec.warnings(), job)
     with _kept.primer.busy() if _kept.primer else nullcontext() as ahead:
         report = _run_command(job, task, gpus, results, ahead)
+    note_ending(str(report.facts.get("ending")))
     facts = {**report.facts, "summary": [report.summary]}
     return _Did(facts, report.error, report.disturbed)
 

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -11,10 +12,17 @@ from typing import TYPE_CHECKING, Any
 from labd.command.run import limits_of
 from labd.limits import TaskLimits, settled
 from labd.log import Logger
-from labd.sandbox import Limits, Sandbox, SandboxConfig, SandboxResult
+from labd.sandbox import Ending, Limits, Sandbox, SandboxConfig, SandboxResult
 
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
+
+
+_LIMITS = frozenset(
+    ending.value
+    for ending in Ending
+    if ending is Ending.TIMED_OUT or ending.value.endswith("_limit")
+)
 
 
 def progress_to(log: Logger) -> Callable[[str, int, int, str], None]:
@@ -35,6 +43,16 @@ def gpus_free(
 def sandbox_of(uid: int, allow_missing: frozenset[str]) -> Sandbox:
     """Give this process's sandbox, which tries the host once and remembers what it found."""
     return Sandbox(SandboxConfig(uid=uid, allow_missing=allow_missing))
+
+
+LIMITS_HIT: Counter[str] = Counter()
+"""How many runs of this process's present attempt were ended for a limit, by its name."""
+
+
+def note_ending(ending: str) -> None:
+    """Count a run that was ended for a limit; nothing for one that ended otherwise."""
+    if ending in _LIMITS:
+        LIMITS_HIT[ending] += 1
 
 
 class CappedSandbox:
@@ -63,4 +81,6 @@ class CappedSandbox:
             memory_bytes = min(limits.memory_bytes, capped.memory_bytes)
             capped = replace(capped, memory_bytes=memory_bytes)
         with gpus_free(self._pool, rest.get("gpus", ()), capped.wall_s):
-            return self._box.run(argv, workdir=workdir, limits=capped, **rest)
+            result = self._box.run(argv, workdir=workdir, limits=capped, **rest)
+        note_ending(result.ending.value)
+        return result
