@@ -131,7 +131,7 @@ class Dispatcher:
             archive = self._archive(job) if job["node_id"] != self._node_id else None
             models = self._models() if job["wants_models"] or job["num_gpus"] else None
             ref = self._run.options(
-                name=f"labd:{key[0]}#{key[1]}",
+                name=f"labd:{key[0]}#{key[1]} {job['results_dir']}",
                 num_cpus=job["num_cpus"],
                 num_gpus=job["num_gpus"],
                 max_retries=0,

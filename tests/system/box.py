@@ -169,6 +169,13 @@ class Box:
 
     # --- commands
 
+    @property
+    def init_pid(self) -> int:
+        """The process id, as this machine counts, of its process 1."""
+        pid = self._pid_one()
+        assert pid is not None, "the box is off"
+        return pid
+
     def run(
         self,
         *command: str,
@@ -216,10 +223,8 @@ class Box:
     # --- inside
 
     def _enter(self) -> tuple[str, ...]:
-        pid = self._pid_one()
-        assert pid is not None, "the box is off"
         spaces = ("--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup", "--root", "--wd")
-        return ("nsenter", "-t", str(pid), *spaces)
+        return ("nsenter", "-t", str(self.init_pid), *spaces)
 
     def _pid_one(self) -> int | None:
         assert self._init is not None
