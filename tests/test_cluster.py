@@ -1,6 +1,7 @@
 """The machines: what they say of themselves, which of them get tasks, and what is said of one that does not fit."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -87,6 +88,9 @@ def test_a_drained_machine_gets_no_tasks_and_all_drained_is_a_reason(
     assert names(cluster) == []
     assert "labd undrain" in cluster.why_none()
     (tmp_path / "drained.json").write_text("{ torn")
+    assert names(cluster) == []
+    (tmp_path / "drained.json").unlink()
+    os.mkfifo(tmp_path / "drained.json")
     assert names(cluster) == []
 
 

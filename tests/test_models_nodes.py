@@ -57,12 +57,13 @@ class NodesLab:
         return found
 
     def wait_nodes(self, count: int) -> dict[bool, dict[str, Any]]:
-        """Wait until there are so many machines, each with one endpoint that is up; give them by `local`."""
+        """Wait until there are so many machines that fit, each with one endpoint that is up; give them by `local`."""
 
         def found() -> list[dict[str, Any]]:
             nodes = self.nodes()
             states = [[e["health"] for e in node["endpoints"]] for node in nodes]
-            return nodes if states == [["up"]] * count else []
+            fit = [(node["machine"] or {}).get("problem") == "" for node in nodes]
+            return nodes if (states, fit) == ([["up"]] * count, [True] * count) else []
 
         return {
             node["local"]: node

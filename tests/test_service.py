@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from labd.journald import entry
 from labd.settings import Home
+from labd.spool import Spool
 from tests.processes import wait_until
 
 
@@ -78,6 +81,40 @@ def test_the_manager_hears_that_the_daemon_is_ready_lives_and_stops(
         daemon.terminate()
         wait_until(lambda: "STOPPING=1" in manager.hear(), 20, "STOPPING=1")
         assert daemon.wait(20) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
+def test_a_loop_that_hangs_feeds_no_watchdog_and_leaves_a_trace(
+    home: Home, manager: Manager, tmp_path: Path
+) -> None:
+    (home.root / "config" / "labd.yaml").write_text("ray: {address: '127.0.0.1:1'}\n")
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "labd.cli", "--home", str(home.root), "up"],
+            env={**os.environ, "NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "2000000"},
+            stderr=stderr,
+        )
+    try:
+        wait_until(lambda: "WATCHDOG=1" in manager.hear(), 30, "a turn's sign of life")
+        # A pipe that nobody writes to: who opens it waits, as on a disk that does not answer.
+        (home.results / "stuck").mkdir()
+        os.mkfifo(home.results / "stuck" / "events.jsonl")
+        Spool(home.spool).put(b"kind: command\nrun: 'true'\n", "stuck.yaml")
+        heard_s = [time.monotonic()]
+
+        def silent() -> bool:
+            if "WATCHDOG=1" in manager.hear():
+                heard_s.append(time.monotonic())
+            return time.monotonic() - heard_s[-1] > 4
+
+        wait_until(silent, 60, "a watchdog that is not fed for twice its time")
+        assert daemon.poll() is None
+        daemon.send_signal(signal.SIGABRT)  # what systemd does now
+        assert daemon.wait(20) == -signal.SIGABRT
+        assert "in tick" in log.read_text()
     finally:
         daemon.kill()
         daemon.wait()

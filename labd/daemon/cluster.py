@@ -1,6 +1,7 @@
 """The machines that the engine offers, what they say of themselves, and which of them get new tasks."""
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from labd.scheduler import Node
 from labd.text import printable
 
 _MAX_NODES = 10_000
+_MAX_BYTES = 2**20
 
 
 class Cluster:
@@ -88,6 +90,8 @@ class Cluster:
             version = (seen.st_ino, seen.st_mtime_ns)
             if version == self._drained_version:
                 return
+            if not stat.S_ISREG(seen.st_mode) or seen.st_size > _MAX_BYTES:
+                raise ValueError("no plain file of a list of names")  # noqa: TRY301 - told below, as its like
             names = json.loads(self._drained_path.read_bytes())["nodes"]
             self._drained = frozenset(str(name) for name in names[:_MAX_NODES])
             self._drained_version = version

@@ -4,6 +4,7 @@ The driver asks, because what is learned here is for readers and for the daemon'
 """
 
 import importlib.metadata
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +118,7 @@ class Prober:
             return {**facts, "clock_offset_s": 0.0, "problem": "", "warning": ""}
         return {
             **facts,
-            "clock_offset_s": round(offset_s, 3),
+            "clock_offset_s": round(surely_s(offset_s, unsure_s), 3),
             "problem": version_problem(facts, __version__),
             "warning": clock_warning(offset_s, unsure_s),
         }
@@ -136,13 +137,18 @@ def clock_offset_s(there_s: float, asked_s: float, answered_s: float) -> tuple[f
     return there_s - (asked_s + answered_s) / 2, (answered_s - asked_s) / 2
 
 
+def surely_s(offset_s: float, unsure_s: float) -> float:
+    """Give by how much a clock is off at the least."""
+    return math.copysign(max(0.0, abs(offset_s) - unsure_s), offset_s)
+
+
 def clock_warning(offset_s: float, unsure_s: float) -> str:
     """Say that a clock is surely off, and what to do; empty where it is not."""
-    surely_s = abs(offset_s) - unsure_s
-    if surely_s <= MAX_CLOCK_OFFSET_S:
+    off_s = abs(surely_s(offset_s, unsure_s))
+    if off_s <= MAX_CLOCK_OFFSET_S:
         return ""
     which = "ahead of" if offset_s > 0 else "behind"
-    return f"its clock is at least {int(surely_s)} s {which} the lab's. {_CLOCK}"
+    return f"its clock is at least {int(off_s)} s {which} the lab's. {_CLOCK}"
 
 
 def version_problem(facts: Mapping[str, Any], wanted: str) -> str:

@@ -40,6 +40,11 @@ _RAY_SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
+    # Without these the work on such a machine is given up after seven minutes only, though the machine itself is missed.
+    "RAY_grpc_client_keepalive_time_ms": "5000",
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+    # And a machine that is cut off ends its work after half a minute, not after one or two.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
 }
 
 
