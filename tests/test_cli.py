@@ -180,6 +180,8 @@ def test_every_verb_has_worked_examples_in_its_help() -> None:
         "doctor",
         "models",
         "nodes",
+        "drain",
+        "undrain",
         "sandbox",
         "template list",
         "template check",

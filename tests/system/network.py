@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from tests.processes import wait_until
@@ -25,6 +26,9 @@ class Switch:
     def plug(self, box: Box, number: int) -> str:
         """Join a box that has just been booted; give its address."""
         pid, port, address = box.init_pid, f"port{number}", f"{NETWORK}.{number}"
+        # The cable of a machine that was switched off goes with its namespace, some time later.
+        with suppress(subprocess.CalledProcessError):
+            self._ip(self._holder.pid, "link", "del", port)
         words = ("link", "add", "eth0", "type", "veth", "peer", "name", port)
         self._ip(pid, *words, "netns", str(self._holder.pid))
         self._ip(pid, "addr", "add", f"{address}/24", "dev", "eth0")
