@@ -20,6 +20,10 @@ _FRESH_S = 15.0
 _LOOK_TIMEOUTS = Timeouts(connect_s=2.0, look_s=5.0)
 _THREADS = 16
 _THIS = "this machine"
+_UNKNOWN = {
+    "id": "", "name": _THIS, "num_cpus": None, "num_gpus": None, "local": True,
+    "drained": False, "machine": None,
+}
 
 
 def models(lab: Lab) -> dict[str, Any]:
@@ -39,9 +43,7 @@ def nodes(lab: Lab) -> list[dict[str, Any]]:
     """
     status, found = lab.status(), models(lab)
     told = status.facts.get("nodes", []) if status.up else []
-    machines = [*told] or [
-        {"id": "", "name": _THIS, "num_cpus": None, "num_gpus": None, "local": True}
-    ]
+    machines = [*told] or [dict(_UNKNOWN)]
     running: defaultdict[str, list[str]] = defaultdict(list)
     for task, facts in status.facts.get("running", {}).items() if status.up else ():
         running[facts["node"]].append(task)

@@ -63,7 +63,7 @@ class Installed:
 
     def make(self, target: str) -> str:
         """Run one of the Makefile's targets as root; give what it prints."""
-        return self.box.run("make", "-C", str(REPO), target, env=[_OFFLINE], timeout_s=120).stdout
+        return self.box.run("make", "-C", str(REPO), target, env=[_OFFLINE], timeout_s=400).stdout
 
     def write(self, path: str, text: str) -> None:
         """Write a file in the box."""

@@ -247,9 +247,7 @@ def test_a_machine_with_another_token_does_not_get_in(lab: Lab3) -> None:
     )
     cyd.sh("systemctl start --no-block labd-node")
     wait_until(lambda: "cyd" not in lab.told(), 60, "its leave")
-    refused = (
-        "journalctl --no-pager -u labd-node -g 'uthenticat|nvalid token|token' -n 1 --since -60s"
-    )
+    refused = "journalctl --no-pager -u labd-node -g uthenticat -n 1 --since -60s"
     wait_until(
         lambda: cyd.run("sh", "-c", refused, check=False).returncode == 0, 120, "the refusal"
     )
