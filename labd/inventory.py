@@ -21,8 +21,13 @@ _LOOK_TIMEOUTS = Timeouts(connect_s=2.0, look_s=5.0)
 _THREADS = 16
 _THIS = "this machine"
 _UNKNOWN = {
-    "id": "", "name": _THIS, "num_cpus": None, "num_gpus": None, "local": True,
-    "drained": False, "machine": None,
+    "id": "",
+    "name": _THIS,
+    "num_cpus": None,
+    "num_gpus": None,
+    "local": True,
+    "drained": False,
+    "machine": None,
 }
 
 
