@@ -157,6 +157,7 @@ def test_a_ray_that_is_killed_is_started_again_and_its_work_too(
     assert lab.story(task).count("done") == 1
 
 
+@torture
 def test_a_full_disk_makes_tasks_wait_and_breaks_nothing(lab: Installed) -> None:
     lab.start()
     pid = lab.box.main_pid("labd")
