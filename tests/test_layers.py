@@ -56,7 +56,6 @@ MAY_KNOW: dict[str, set[str]] = {
     "published": GROUND,
     "timeline": GROUND | {"lab"},
     "index": GROUND | {"lab", "spool", "task"},
-    "machine": {"text"},
     "trials": set(),
     "inventory": GROUND | {"lab", "settings", "llm"},
     "findings": set(),

@@ -174,12 +174,8 @@ class Daemon:
         for event in events:
             match event:
                 case Ready():
-                    self._cluster.nodes, self._dashboard_url = event.nodes, event.dashboard_url
+                    self._take_ready(event)
                     held = event.held
-                    if self._page is not None:
-                        self._page.start_soon()
-                    facts = {"nodes": len(event.nodes), "held": len(event.held)}
-                    self._log.info("engine.ready", **facts, dashboard=event.dashboard_url or None)
                 case Nodes():
                     self._cluster.nodes = event.nodes
                     self._log.info("engine.nodes", nodes=[node.name for node in event.nodes])
@@ -198,6 +194,13 @@ class Daemon:
         for event in events:
             if isinstance(event, Ended):
                 self._attempts.take(event)
+
+    def _take_ready(self, event: Ready) -> None:
+        self._cluster.nodes, self._dashboard_url = event.nodes, event.dashboard_url
+        if self._page is not None:
+            self._page.start_soon()
+        facts = {"nodes": len(event.nodes), "held": len(event.held)}
+        self._log.info("engine.ready", **facts, dashboard=event.dashboard_url or None)
 
     def _recover_strangers(self) -> None:
         """Deal with what somebody put into running/, or what could not be moved out of it."""
