@@ -23,7 +23,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "archive": FILES | {"task"},
     "journal": FILES,
     "scheduler": set(),
-    "llm": FILES | {"apikey"},
+    "llm": FILES | {"apikey", "nvml"},
     "literature": FILES | {"apikey", "template"},
     "promises": set(),
     "limits": {"clock"},
@@ -38,8 +38,11 @@ MAY_KNOW: dict[str, set[str]] = {
     | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
     | {"template", "research", "literature", "log"},
     "engine": {"errors", "text", "log", "llm", "worker", "shipping"},
+    "nvml": set(),
+    "campaigns": FILES | {"task", "nvml"},
     "daemon": FILES
     | {
+        "campaigns",
         "task",
         "settings",
         "spool",
@@ -49,7 +52,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "log",
         "drop",
     },
-    "lab": FILES | {"task", "settings", "spool", "archive", "drop"},
+    "lab": FILES | {"task", "settings", "spool", "archive", "drop", "campaigns"},
     "inventory": GROUND | {"lab", "settings", "llm"},
     "doctor": GROUND | {"task", "settings", "sandbox", "llm", "lab", "inventory", "template"},
     "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
@@ -120,6 +123,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
         ("bibtexparser", {"literature"}),
         ("httptools", {"llm"}),
         ("jsonschema", {"llm"}),
+        ("cronsim", {"campaigns"}),
         ("optuna", {"research"}),
         ("dulwich", {"research"}),
     ],
