@@ -204,7 +204,7 @@ class LoadSettings(_Part):
     """Requests that wait for language models, for each that can be answered at once."""
     every: Seconds = 5.0
     """How often it is looked at."""
-    calm: Seconds = 60.0
+    calm: Seconds = 300.0
     """How long it must have been clearly lower before a level falls."""
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Campaigns: what a file may say, when it fires on every edge of the clock, and that nothing is fired twice."""
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -195,7 +196,7 @@ def test_asked_in_the_hour_that_comes_twice_nothing_comes_from_the_past() -> Non
 def test_an_hourly_line_misses_no_hour_and_doubles_none_on_either_edge() -> None:
     for day in ("2026-03-28T22:00+01:00", "2026-10-24T22:00+02:00"):
         found = [local(text) for text in shown("0 * * * *", day, 8)]
-        assert {b - a for a, b in zip(found, found[1:], strict=False)} == {timedelta(hours=1)}
+        assert {b - a for a, b in itertools.pairwise(found)} == {timedelta(hours=1)}
 
 
 @settings(max_examples=40, deadline=None)

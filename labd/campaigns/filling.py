@@ -78,13 +78,16 @@ def fill(
         gpu_hours: as for `labd.campaigns.firing.decide`.
 
     """
-    adaptive, arms = campaign.spec.adaptive, arms_of(campaign)
-    if adaptive is None or not arms or over_gpu_hours(campaign, gpu_hours):
+    adaptive = campaign.spec.adaptive
+    if adaptive is None or over_gpu_hours(campaign, gpu_hours):
         return before
     target = wanted(campaign, lab)
     number = target - lab.queued - lab.running - len(before.drafts)
     number = min(number, room_for(campaign, queue, len(before.drafts)))
+    if number <= 0:
+        return before
     memory, added, notes = before.memory, [*before.drafts], [*before.notes]
+    arms = arms_of(campaign)
     known = {arm: profiles.get(arm) or seed_for(arm, profiles) for arm in arms}
     part = part_of_day(now.astimezone(campaign.zone))
     for count in range(1, number + 1):

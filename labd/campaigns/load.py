@@ -18,7 +18,7 @@ from enum import IntEnum
 
 _MARGIN = 0.05
 _TEMPERATURE_MARGIN_C = 5.0
-_CPU_TIME_CONSTANT_S = 20.0
+_CPU_TIME_CONSTANT_S = 120.0
 
 
 class Level(IntEnum):
@@ -54,7 +54,7 @@ class Thresholds:
 
     high: Mapping[str, float]
     critical: Mapping[str, float]
-    calm_s: float = 60.0
+    calm_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ def classify(before: Capacity | None, now: Load, now_s: float, limits: Threshold
     """Give the level for a new reading.
 
     It rises at once, and falls only after every reading has been 5 points (5 °C) below its threshold for `limits.calm_s`.
-    CPU is smoothed over 20 s first, because one reading of it says little.
+    CPU is smoothed first, with a time constant of two minutes: others' use comes in bursts, and does no harm at once.
+    It begins at nothing: a daemon's own start is such a burst.
 
     Args:
         before: what the last call gave.
@@ -101,8 +102,10 @@ _MARGINS = {
 
 
 def _smoothed(before: Capacity | None, now: Load, now_s: float) -> Load:
-    if before is None or before.load.cpu is None or now.cpu is None:
+    if now.cpu is None:
         return now
+    if before is None or before.load.cpu is None:
+        return replace(now, cpu=0.0)
     old = math.exp(-max(0.0, now_s - before.at_s) / _CPU_TIME_CONSTANT_S)
     return replace(now, cpu=old * before.load.cpu + (1 - old) * now.cpu)
 
