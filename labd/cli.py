@@ -297,9 +297,9 @@ def check(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is wrong with task files: file, line, column, what was found and what was wanted.
+    """Say what is wrong with task files, or with campaigns in a directory of this name: file, line, column, what was wanted.
 
-    Examples:  labd check my-idea.yaml      labd check --json *.yaml
+    Examples:  labd check my-idea.yaml      labd check --json config/campaigns/*.yaml
     """
     from labd.lab import Lab
     from labd.settings import Home, Settings
@@ -311,7 +311,11 @@ def check(
     found: list[dict[str, Any]] = []
     for file in files:
         try:
-            problems, warnings = [], lab.check(file).spec.warnings()
+            problems, warnings = [], []
+            if file.parent.resolve().name == "campaigns":
+                lab.check_campaign(file)
+            else:
+                warnings = lab.check(file).spec.warnings()
         except (TaskFileError, ConfigError) as error:
             problems, warnings = str(error).splitlines(), []
         found.append(
@@ -320,6 +324,51 @@ def check(
     _answer(as_json, found, lambda: _show_checks(found))
     if not all(entry["ok"] for entry in found):
         raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def campaigns(
+    *,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=100, help="Firings of each step.")
+    ] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the campaigns: when each fires next, what is still to come of it, what is wrong with it.
+
+    Examples:  labd campaigns      labd campaigns -n 5 --json
+    """
+    found = _lab().campaigns(limit)
+    _answer(as_json, found, lambda: _show_campaigns(found))
+
+
+campaign_app = typer.Typer(help="One campaign: start it now.", no_args_is_help=True)
+app.add_typer(campaign_app, name="campaign")
+
+
+@campaign_app.command(name="run")
+def run_campaign(
+    name: Annotated[str, typer.Argument(help="A campaign's name.")],
+    *,
+    step: Annotated[
+        str | None, typer.Option(help="One of its steps, where it has more.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the task files; submit nothing.")
+    ] = False,
+) -> None:
+    """Submit the tasks of a campaign's step now, also of one that is not enabled; print their ids.
+
+    Examples:  labd campaign run nightly      labd campaign run weekend-marathon --step sweep --dry-run
+    """
+    lab = _lab(make=not dry_run)
+    if dry_run:
+        for draft in lab.campaign_drafts(name, step):
+            _out(f"--- # {draft.name}\n{draft.text}".rstrip())
+        return
+    _out("\n".join(lab.run_campaign(name, step)))
+    if not lab.status().up:
+        _err("labd: no daemon runs here; the tasks wait until `labd up` is started")
 
 
 @app.command()
@@ -714,6 +763,35 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _show_campaigns(found: list[dict[str, Any]]) -> None:
+    rows: list[tuple[str, ...]] = []
+    for one in found:
+        state = "" if one["enabled"] else "not enabled"
+        if one["problem"]:
+            rows.append((one["name"], "", "", "", "not valid"))
+        elif not one["next"]:
+            rows.append(
+                (one["name"], "", "always" if one["adaptive"] and not state else "", "", state)
+            )
+        rows += [
+            (one["name"], firing["step"], firing["at"][:16].replace("T", " ") + firing["at"][19:], str(firing["tasks"]), state)
+            for firing in one["next"]
+        ]  # fmt: skip
+    if rows:
+        _table(("CAMPAIGN", "STEP", "NEXT", "TASKS", ""), rows)
+    for one in found:
+        for line in one["problem"].splitlines():
+            _err(line)
+        for step, rest in one["open"].items():
+            _out(
+                f"{one['name']} {step}: {rest['done']} tasks of {rest['instant']} are in, the rest follows".replace(
+                    "  ", " "
+                )
+            )
+    if not found:
+        _err("labd: no campaigns in config/campaigns")
 
 
 def _show_checks(found: list[dict[str, Any]]) -> None:

@@ -16,14 +16,37 @@ from pathlib import Path
 from typing import Any
 
 from labd.archive import JOURNAL, LOG, OUTPUT, Archive, History
-from labd.clock import from_iso, utc_now
+from labd.campaigns import (
+    FILL,
+    LOCK,
+    MEMORY,
+    Campaign,
+    Draft,
+    Intensity,
+    Library,
+    Remembered,
+    Step,
+    drafts,
+    read_campaign,
+    submit,
+    upcoming,
+)
+from labd.clock import from_iso, to_iso, utc_now
 from labd.drop import check_drop
-from labd.errors import JournalError, MoveRefused, NotFound, StorageError, TaskFileError
+from labd.errors import (
+    ConfigError,
+    JournalError,
+    MoveRefused,
+    NotFound,
+    StorageError,
+    TaskFileError,
+)
 from labd.files import write_json
 from labd.priority import with_priority
 from labd.settings import Home
 from labd.spool import Entry, Spool
 from labd.task import (
+    SUFFIXES,
     State,
     TaskFile,
     check_name,
@@ -35,6 +58,8 @@ from labd.task import (
 from labd.text import printable
 from labd.yamlfile import MAX_BYTES
 
+MAX_CHECKED = 500
+"""Of a campaign's tasks, how many are looked at for what their form does not say."""
 _STALE_S = 30.0
 _TAIL_BYTES = 64 * 1024
 _LONG = 20_000
@@ -347,6 +372,109 @@ class Lab:
         task = parse_task(raw, str(path))
         check_drop(task, str(path), self.home)
         return task
+
+    def check_campaign(self, path: Path) -> Campaign:
+        """Read a campaign file, and look whether what its tasks name is there.
+
+        Raises:
+            ConfigError: it is not a valid campaign. TaskFileError: a task of it could not run here.
+
+        """
+        campaign = read_campaign(path)
+        named = [(step.name, list(step.combinations)) for step in campaign.steps]
+        lines: dict[str, None] = {}
+        for step, combinations in [*named, ("", list(campaign.pool))]:
+            whole = Step(
+                step, None, tuple(combinations[:MAX_CHECKED]), Intensity.LIGHT, False, False
+            )
+            for one in drafts(campaign, whole, utc_now()):
+                where = f"{path}: {f'step {step}, ' if step else ''}the task file {one.name}"
+                try:
+                    check_drop(parse_task(one.text.encode(), where), where, self.home)
+                except TaskFileError as error:
+                    lines.setdefault(str(error))
+        if lines:
+            raise TaskFileError("\n".join([*lines][:20]))
+        return campaign
+
+    def campaigns(self, count: int = 3) -> list[dict[str, Any]]:
+        """Give each campaign with its next `count` firings of each step, what is open of it, and what is wrong with it."""
+        library = Library(self.home.campaigns)
+        library.refresh()
+        try:
+            memories = Remembered(self.home.run_dir / MEMORY).read()
+        except ConfigError:
+            memories = {}
+        now = utc_now()
+        found = []
+        for name, one in sorted(library.campaigns.items()):
+            told = upcoming(one, now, count)
+            memory = memories.get(name)
+            found.append({
+                "name": name,
+                "title": one.spec.title or "",
+                "enabled": one.spec.enabled,
+                "adaptive": one.spec.adaptive is not None,
+                "problem": "",
+                "next": [
+                    {"at": at.astimezone(one.zone).isoformat(), "step": s.name, "tasks": len(s.combinations)}
+                    for at, s in told
+                ],
+                "open": {
+                    step: {"instant": to_iso(o.instant), "done": o.done} for step, o in memory.opened.items()
+                } if memory else {},
+            })  # fmt: skip
+        found += [
+            {"name": Path(file).stem, "title": "", "enabled": False, "adaptive": False, "problem": problem, "next": [], "open": {}}
+            for file, problem in sorted(library.problems.items())
+        ]  # fmt: skip
+        return found
+
+    def campaign_drafts(self, name: str, step: str | None = None) -> list[Draft]:
+        """Give the task files that a step of a campaign would make now; of its only one, where `step` is ``None``.
+
+        Raises:
+            NotFound: there is no such campaign or step, or it has no tasks, or more than one step has.
+            ConfigError: the campaign is not valid.
+
+        """
+        paths = [self.home.campaigns / f"{name}{suffix}" for suffix in SUFFIXES]
+        path = next((path for path in paths if "/" not in name and path.is_file()), None)
+        if path is None:
+            raise NotFound(
+                f"there is no campaign {printable(name)!r}",
+                where=str(self.home.campaigns),
+                fix="`labd campaigns` shows them",
+            )
+        campaign = read_campaign(path)
+        steps = [one for one in campaign.steps if one.combinations]
+        if not steps and campaign.pool:
+            steps = [Step(FILL, None, campaign.pool, Intensity.MEDIUM, False, False)]
+        wanted = [one for one in steps if step in {None, one.name}]
+        if len(wanted) != 1:
+            names = ", ".join(one.name or "(the only one)" for one in steps)
+            raise NotFound(
+                f"{len(wanted) or 'no'} steps with tasks fit",
+                where=printable(str(path)),
+                fix=f"Say one with --step: {names}" if names else "",
+            )
+        return list(drafts(campaign, wanted[0], utc_now()))
+
+    def run_campaign(self, name: str, step: str | None = None) -> list[str]:
+        """Submit a step's tasks now, whatever its limits; give the ids.
+
+        Raises:
+            as `campaign_drafts`; TimedOut: another does so at the same time, for long.
+
+        """
+        found = self.campaign_drafts(name, step)
+        self._spool.prepare()
+        return submit(
+            found,
+            lock=self.home.run_dir / LOCK,
+            known=lambda one: self._archive.knows(one) or bool(self._spool.where(one)),
+            put=self._spool.put,
+        )
 
     def submit(self, path: Path) -> str:
         """Copy a valid task file into pending/ under a free name; give the id that it has there.

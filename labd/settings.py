@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from labd.errors import ConfigError, NotFound
 from labd.limits import Ceilings, Count, Duration, Size
@@ -220,6 +220,59 @@ class PageSettings(_Part):
         return value
 
 
+_Percent = Annotated[int, Field(ge=1, le=100)]
+_Celsius = Annotated[int, Field(ge=1, le=150)]
+
+
+class LoadSettings(_Part):
+    """From where on the load of a machine is high, and where critical, for adaptive campaigns (docs/campaigns.md)."""
+
+    cpu_high: _Percent = 80
+    """Of the CPUs that the lab has not given to its tasks."""
+    cpu_critical: _Percent = 95
+    memory_high: _Percent = 85
+    memory_critical: _Percent = 95
+    disk_high: _Percent = 85
+    disk_critical: _Percent = 95
+    gpu_high: _Percent = 80
+    gpu_memory_high: _Percent = 85
+    temperature_high: _Celsius = 80
+    temperature_critical: _Celsius = 90
+    queue_high: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
+    """Requests that wait for language models, for each that can be answered at once."""
+    every: Seconds = 5.0
+    """How often it is looked at."""
+    calm: Seconds = 300.0
+    """How long it must have been clearly lower before a level falls."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "LoadSettings":
+        for name in ("cpu", "memory", "disk", "temperature"):
+            if getattr(self, f"{name}_high") >= getattr(self, f"{name}_critical"):
+                msg = f"{name}_high below {name}_critical"
+                raise ValueError(msg)
+        return self
+
+    def levels(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Give what is high and what is critical by the names of `labd.campaigns.load.Load`, shares from 0 to 1."""
+        high = {
+            "cpu": self.cpu_high / 100,
+            "memory": self.memory_high / 100,
+            "disk": self.disk_high / 100,
+            "gpu": self.gpu_high / 100,
+            "gpu_memory": self.gpu_memory_high / 100,
+            "temperature_c": float(self.temperature_high),
+            "queue": self.queue_high,
+        }
+        critical = {
+            "cpu": self.cpu_critical / 100,
+            "memory": self.memory_critical / 100,
+            "disk": self.disk_critical / 100,
+            "temperature_c": float(self.temperature_critical),
+        }
+        return high, critical
+
+
 class Settings(_Part):
     """All settings; unknown keys are errors, a change means a restart."""
 
@@ -245,6 +298,7 @@ class Settings(_Part):
     endpoints: tuple[EndpointSettings, ...] = ()
     literature: LiteratureSettings = LiteratureSettings()
     page: PageSettings = PageSettings()
+    load: LoadSettings = LoadSettings()
 
     @field_validator("endpoints")
     @classmethod
@@ -294,6 +348,16 @@ class Home:
     def drained(self) -> Path:
         """Which nodes get no new tasks, as `labd drain` wrote it."""
         return self.run_dir / "drained.json"
+
+    @property
+    def campaigns(self) -> Path:
+        """Where the campaign files are."""
+        return self.root / "config" / "campaigns"
+
+    @property
+    def domains(self) -> Path:
+        """What is expected of templates before the lab knows."""
+        return self.root / "config" / "domains.yaml"
 
     @property
     def models_status(self) -> Path:

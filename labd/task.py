@@ -219,19 +219,25 @@ def _servers_own(name: str) -> str:
     return name
 
 
-def _moment(value: object) -> datetime:
+def moment(value: object) -> datetime:
+    """Read a time with its zone; give it in UTC.
+
+    Raises:
+        ValueError: it is none, with what is wanted.
+
+    """
     wanted = "a time with its zone, such as 2026-11-23T08:00:00+09:00 or 2026-11-22T23:00:00Z"
     if not isinstance(value, str):
         raise ValueError(wanted)  # noqa: TRY004 - pydantic turns only ValueError into a message
     try:
         naive = datetime.fromisoformat(value).tzinfo is None
-        moment = None if naive else from_iso(value).astimezone(UTC)
+        read = None if naive else from_iso(value).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise ValueError(wanted) from error
-    if moment is None:
+    if read is None:
         msg = f"{wanted}: this one has no zone"
         raise ValueError(msg)
-    return moment
+    return read
 
 
 def _switch(value: object) -> bool:
@@ -397,9 +403,7 @@ class TaskSpec(BaseModel):
         AfterValidator(_distinct),
     ] = ()
     """Ids of tasks that have to be done before this one starts."""
-    not_before: Annotated[datetime, BeforeValidator(_moment), PlainSerializer(to_iso)] | None = (
-        None
-    )
+    not_before: Annotated[datetime, BeforeValidator(moment), PlainSerializer(to_iso)] | None = None
     """In UTC."""
 
     @field_validator(*{key for keys in _KEYS_OF.values() for key in keys}, mode="before")

@@ -24,7 +24,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "archive": FILES | {"task"},
     "journal": FILES,
     "scheduler": set(),
-    "llm": FILES | {"apikey"},
+    "llm": FILES | {"apikey", "nvml"},
     "literature": FILES | {"apikey", "template"},
     "promises": set(),
     "limits": {"clock"},
@@ -40,8 +40,11 @@ MAY_KNOW: dict[str, set[str]] = {
     | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
     | {"template", "research", "literature", "log"},
     "engine": {"errors", "text", "log", "llm", "worker", "shipping", "machine"},
+    "nvml": set(),
+    "campaigns": FILES | {"task", "nvml"},
     "daemon": FILES
     | {
+        "campaigns",
         "task",
         "settings",
         "spool",
@@ -52,7 +55,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "drop",
     },
     "priority": {"yamlfile"},
-    "lab": FILES | {"task", "settings", "spool", "archive", "drop", "priority"},
+    "lab": FILES | {"task", "settings", "spool", "archive", "drop", "priority", "campaigns"},
     "published": GROUND,
     "timeline": GROUND | {"lab"},
     "index": GROUND | {"lab", "spool", "task"},
@@ -145,6 +148,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
         ("bibtexparser", {"literature"}),
         ("httptools", {"llm"}),
         ("jsonschema", {"llm"}),
+        ("cronsim", {"campaigns"}),
         ("optuna", {"research"}),
         ("dulwich", {"research"}),
     ],

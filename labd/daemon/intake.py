@@ -122,6 +122,10 @@ class Intake:
     def __len__(self) -> int:
         return len(self._known)
 
+    def names(self) -> Iterable[str]:
+        """Give the names of the files that are known to wait."""
+        return self._known.keys()
+
     def next_s(self) -> float:
         """Give when there is something to do, by the monotonic clock."""
         times = [self._next_sweep_s, *self._unsettled.values()]

@@ -5,12 +5,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from types import FrameType
 from typing import Any
 
 from labd.archive import Archive
+from labd.campaigns import Room
 from labd.daemon.attempts import Attempts
+from labd.daemon.campaigning import Campaigning, Seen
 from labd.daemon.cluster import Cluster
 from labd.daemon.counts import Counts
 from labd.daemon.endings import Endings
@@ -85,6 +88,7 @@ class Daemon:
             rescan_s=settings.rescan,
             settle_s=settings.settle,
         )
+        self._campaigning = Campaigning(home, self._spool, self._archive, log)
         self._endings = Endings(self._attempts, self._spool, self._archive, log)
         self._recovery = Recovery(self._attempts, self._spool, self._archive, self._engine, log)
         self._status = StatusFile(home.run_dir, self._say_once)
@@ -152,10 +156,13 @@ class Daemon:
         self._take(self._engine.poll())
         self._attempts.follow()
         self._intake.take(hints)
+        self._campaign()
         self._start()
         self._endings.settle(self._intake)
         self._recover_strangers()
         decided, self._attempts.decided = self._attempts.decided, []
+        if decided:
+            self._campaigning.ended(decided)
         for task_id in decided:
             if self._intake.changed(task_id):
                 self._wake.set()  # what waited for it may start now
@@ -210,6 +217,21 @@ class Daemon:
 
     # --- plan and act
 
+    def _campaign(self) -> None:
+        """Let campaigns add what is due; not with `once`, which does what there is and stops."""
+        if self._once or time.monotonic() < self._campaigning.next_s:
+            return
+        held = self._attempts.running()
+        home = {node.id for node in self._cluster.nodes if node.local}
+        seen = Seen(
+            self._intake.names(),
+            list(self._attempts.active),
+            [Room(node.num_cpus, node.num_gpus) for node in self._cluster.usable()],
+            sum(one.demand.num_cpus for one in held if one.node_id in home),
+        )
+        for name in self._campaigning.turn(seen, datetime.fromtimestamp(time.time(), UTC)):
+            self._intake.look_at(name)
+
     def _start(self) -> None:
         running = self._attempts.running()
         nodes = self._cluster.usable()
@@ -249,6 +271,8 @@ class Daemon:
     def _hold(self) -> str:
         if self._spool.paused:
             return "paused: nothing new is started until `labd resume`"
+        if self._campaigning.hold:
+            return self._campaigning.hold
         free, wanted = self._archive.free_bytes(), self._home.settings.min_free_bytes
         if free >= wanted:
             return ""
@@ -326,6 +350,7 @@ class Daemon:
             self._sync_at_s,
             self._page.next_s if self._page is not None else float("inf"),
             now_s + self._notifier.due_in_s,
+            *([] if self._once else [self._campaigning.next_s]),
         ]
         return max(0.001, min(times) - now_s)
 
@@ -356,6 +381,7 @@ class Daemon:
             },
             "next": [task.key for task in self._intake.backlog.first(_TOLD_NEXT)],
             "classes": self._classes(),
+            "campaigns": self._campaigning.facts(),
             "reasons": {
                 printable(name): reason for name, reason in list(reasons.items())[:_MAX_TOLD]
             },

@@ -2,12 +2,11 @@
 
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from labd.llm.errors import MemoryHeld
+from labd.nvml import open_nvml
 from labd.text import printable
 
 _SAMPLE_EVERY_S = 0.25
@@ -22,7 +21,7 @@ class VramWatch:
     def __init__(self) -> None:
         self._most_bytes = 0
         self._closed = threading.Event()
-        self._nvml = _open_nvml()
+        self._nvml = open_nvml()
         self._sample()
         if self._nvml is not None:
             threading.Thread(target=self._go_on, name="vram", daemon=True).start()
@@ -104,15 +103,3 @@ def watching() -> Iterator[VramWatch]:
         yield watch
     finally:
         watch.close()
-
-
-def _open_nvml() -> Any:
-    with warnings.catch_warnings():
-        # It says that its code has moved to another package, which it brings along itself.
-        warnings.simplefilter("ignore", FutureWarning)
-        import pynvml  # noqa: PLC0415 - only where experiments want GPUs
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return pynvml

@@ -1,0 +1,202 @@
+"""How loaded a machine is, in three levels with hysteresis, and how many tasks that leaves room for. Pure.
+
+What counts, and why not everything does:
+
+- **CPU** is the busy part of those CPUs that the lab has *not* given to its tasks. CPUs that it has given out are meant
+  to be busy; that others use the rest is what the lab can't know otherwise.
+- **Memory** and **disk** are what is used of the whole. **Temperature** is that of the hottest part that says so.
+- **GPU use** and **graphics memory** make a machine *high*, never *critical*: a GPU at 100 % is what the lab is
+  for, and models fill the memory on purpose (docs/models.md says who gives way).
+- **Endpoints**: requests that wait, for each request that can be answered at once. Also never critical.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from enum import IntEnum
+
+_MARGIN = 0.05
+_TEMPERATURE_MARGIN_C = 5.0
+_CPU_TIME_CONSTANT_S = 120.0
+
+
+class Level(IntEnum):
+    """How loaded a machine is."""
+
+    NORMAL = 0
+    HIGH = 1
+    CRITICAL = 2
+
+    @property
+    def word(self) -> str:
+        """The level in a word."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One reading. Shares from 0 to 1; ``None``: nobody can tell."""
+
+    cpu: float | None = None
+    memory: float | None = None
+    disk: float | None = None
+    gpu: float | None = None
+    gpu_memory: float | None = None
+    temperature_c: float | None = None
+    queue: float | None = None
+    """Requests that wait for language models, for each slot of the endpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """From where on a reading is high and critical; see `labd.settings.LoadSettings`."""
+
+    high: Mapping[str, float]
+    critical: Mapping[str, float]
+    calm_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """A machine's level, what it is because of, and since when something less would do (`calm_since_s`)."""
+
+    level: Level
+    because: str
+    load: Load
+    at_s: float
+    calm_since_s: float | None = None
+
+
+def classify(before: Capacity | None, now: Load, now_s: float, limits: Thresholds) -> Capacity:
+    """Give the level for a new reading.
+
+    It rises at once, and falls only after every reading has been 5 points (5 °C) below its threshold for `limits.calm_s`.
+    CPU is smoothed first, with a time constant of two minutes: others' use comes in bursts, and does no harm at once.
+    It begins at nothing: a daemon's own start is such a burst.
+
+    Args:
+        before: what the last call gave.
+        now: the reading.
+        now_s: the monotonic time.
+        limits: the thresholds.
+
+    """
+    load = _smoothed(before, now, now_s)
+    up, why = _level(load, limits, {})
+    if before is None or up >= before.level:
+        return Capacity(up, why, load, now_s)
+    down, _ = _level(load, limits, _MARGINS)
+    if down >= before.level:
+        return replace(before, load=load, at_s=now_s, calm_since_s=None)
+    since_s = now_s if before.calm_since_s is None else before.calm_since_s
+    if now_s - since_s < limits.calm_s:
+        return replace(before, load=load, at_s=now_s, calm_since_s=since_s)
+    return Capacity(down, _level(load, limits, _MARGINS)[1], load, now_s)
+
+
+_MARGINS = {
+    field.name: _TEMPERATURE_MARGIN_C if field.name == "temperature_c" else _MARGIN
+    for field in fields(Load)
+}
+
+
+def _smoothed(before: Capacity | None, now: Load, now_s: float) -> Load:
+    if now.cpu is None:
+        return now
+    if before is None or before.load.cpu is None:
+        return replace(now, cpu=0.0)
+    old = math.exp(-max(0.0, now_s - before.at_s) / _CPU_TIME_CONSTANT_S)
+    return replace(now, cpu=old * before.load.cpu + (1 - old) * now.cpu)
+
+
+def _level(load: Load, limits: Thresholds, margins: Mapping[str, float]) -> tuple[Level, str]:
+    for level, bounds in ((Level.CRITICAL, limits.critical), (Level.HIGH, limits.high)):
+        over = [
+            f"{_shown(name, value)}, {level.word} from {_shown(name, bound, bare=True)}"
+            for name, bound in bounds.items()
+            if (value := getattr(load, name)) is not None and value >= bound - margins.get(name, 0)
+        ]
+        if over:
+            return level, "; ".join(over)
+    return Level.NORMAL, ""
+
+
+def _shown(name: str, value: float, *, bare: bool = False) -> str:
+    if name == "temperature_c":
+        text, what = f"{value:.0f} °C", "temperature"
+    elif name == "queue":
+        text, what = f"{value:.1f}", "requests waiting for each slot"
+    else:
+        text, what = f"{100 * value:.0f} %", name.replace("_", " ").replace("gpu", "GPU")
+        what = "CPU that is not the lab's" if name == "cpu" else what
+    return text if bare else f"{what} {text}"
+
+
+def free_cpu_load(busy: float, num_cpus: float, given: float) -> float | None:
+    """Give how busy the CPUs are that the lab has not given out, from 0 to 1; ``None`` where it gave out all.
+
+    Args:
+        busy: the busy share of all CPUs.
+        num_cpus: how many there are.
+        given: how many of them tasks hold.
+
+    """
+    free = num_cpus - given
+    if free < 0.5:
+        return None
+    return min(1.0, max(0.0, busy * num_cpus - given) / free)
+
+
+# --- what that leaves room for
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a node has in all."""
+
+    num_cpus: float
+    num_gpus: float
+
+
+def slots_for(rooms: Sequence[Room], num_cpus: float, num_gpus: float) -> int:
+    """Give how many tasks of a size fit onto the nodes at once."""
+    total = 0
+    for room in rooms:
+        by_cpu = room.num_cpus / num_cpus
+        by_gpu = room.num_gpus / num_gpus if num_gpus else math.inf
+        total += int(min(by_cpu, by_gpu) + 1e-6)
+    return total
+
+
+def concurrency(level: Level, slots: int, most: int | None = None) -> int:
+    """Give how many tasks should run: all that fit, half of it under high load, none to be added under critical.
+
+    Args:
+        level: of the most loaded machine.
+        slots: how many fit at once.
+        most: the campaign's own limit.
+
+    """
+    wanted = {Level.NORMAL: slots, Level.HIGH: max(1, slots // 2), Level.CRITICAL: 0}[level]
+    return wanted if most is None else min(wanted, most)
+
+
+class PartOfDay(IntEnum):
+    """What work the time of day is for."""
+
+    OFFICE = 0
+    EVENING = 1
+    NIGHT = 2
+
+
+def part_of_day(local: datetime) -> PartOfDay:
+    """Give the part of a local time: office hours are Monday to Friday 8 to 18, evenings 18 to 22; nights are the rest.
+
+    On Saturday and Sunday the day counts as evening: nobody is at work, and somebody may still want the machine.
+    """
+    if local.hour < 8 or local.hour >= 22:
+        return PartOfDay.NIGHT
+    if local.weekday() < 5 and local.hour < 18:
+        return PartOfDay.OFFICE
+    return PartOfDay.EVENING

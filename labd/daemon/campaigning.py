@@ -1,0 +1,374 @@
+"""Campaigns as the daemon carries them out: reads what there is, has `labd.campaigns` decide, and does it.
+
+The order makes a kill harmless: task files first, then what is remembered. What was put and not remembered
+is decided again, and its files are known by their names.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from labd.archive import Archive
+from labd.campaigns import (
+    DECISIONS,
+    LOCK,
+    MEMORY,
+    OUTCOMES,
+    BoundedLines,
+    Campaign,
+    Capacity,
+    Decision,
+    Lab,
+    Level,
+    Library,
+    Memory,
+    Note,
+    Outcome,
+    Profile,
+    Queue,
+    Remembered,
+    Room,
+    Thresholds,
+    adding,
+    begin,
+    classify,
+    decide,
+    expected_gpu_hours,
+    fill,
+    learn,
+    outcome_from_json,
+    outcome_of,
+    read_domains,
+    submit,
+    upcoming,
+)
+from labd.campaigns.probes import Probe
+from labd.clock import to_iso
+from labd.daemon.telling import Once
+from labd.errors import ConfigError, LabdError, TaskFileError
+from labd.log import Logger
+from labd.settings import Home
+from labd.spool import Spool
+from labd.task import State, TaskSpec, parse_task, task_id
+
+_EVERY_S = 5.0
+_AGAIN_S = 0.5
+_WINDOW_S = 7 * 86_400.0
+_MAX_OUTCOMES = 20_000
+_LOOK_BACK = 500
+_SLICE_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the daemon knows of its tasks and nodes at a turn."""
+
+    pending: Iterable[str]
+    """File names."""
+    running: Sequence[str]
+    """Ids."""
+    rooms: Sequence[Room]
+    given_cpus: float
+    """CPUs of the lab's own machine that tasks hold."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    memories: dict[str, Memory] = field(default_factory=dict)
+    outcomes: list[Outcome] = field(default_factory=list)
+    profiles: dict[str, Profile] = field(default_factory=dict)
+    seeds: dict[str, Profile] = field(default_factory=dict)
+    capacity: Capacity | None = None
+    calls: int | None = None
+    new_outcomes: bool = True
+
+
+class Campaigning:
+    """The campaigns of one daemon. `turn` is cheap where nothing is due."""
+
+    def __init__(self, home: Home, spool: Spool, archive: Archive, log: Logger) -> None:
+        self._home, self._spool, self._archive, self._log = home, spool, archive, log
+        self._once = Once(log)
+        self._library = Library(home.campaigns)
+        self._remembered = Remembered(home.run_dir / MEMORY)
+        self._decisions = BoundedLines(home.run_dir / DECISIONS)
+        self._outcomes = BoundedLines(home.run_dir / OUTCOMES)
+        self._kept = _Kept()
+        self._probe: Probe | None = None
+        self._probe_at_s = 0.0
+        self._started = False
+        self.next_s = 0.0
+        """When there is something to do, by the monotonic clock."""
+        self._busy = False
+        self._to_learn: deque[str] = deque(maxlen=_MAX_OUTCOMES)
+
+    # --- what the loop asks
+
+    def turn(self, seen: Seen, now: datetime) -> list[str]:
+        """Do what is due; give the names of files that came to pending/ or left it."""
+        self._start()
+        now_s = time.monotonic()
+        self.next_s = now_s + _EVERY_S
+        for name in self._library.refresh():
+            self._tell_change(name)
+        running = [c for c in self._library.campaigns.values() if c.spec.enabled]
+        if running and not self._busy:
+            self._catch_up()
+        self._busy = bool(running)
+        if not running:
+            self._forget_load()
+            return []
+        self._learn()
+        adaptive = [c for c in running if adding(c, now)]
+        self._look(bool(adaptive), seen, now_s)
+        queues = _queues(running, seen)
+        changed: list[str] = []
+        for campaign in sorted(running, key=lambda c: (-(c.spec.priority or 0), c.name)):
+            changed += self._one(campaign, queues, seen, now, adds=campaign in adaptive)
+        self._set_next(running, now, now_s)
+        return changed
+
+    @property
+    def hold(self) -> str:
+        """Why nothing may start: an adaptive campaign is under way, and the machine's load is critical."""
+        capacity = self._kept.capacity
+        if capacity is None or capacity.level is not Level.CRITICAL:
+            return ""
+        return f"waits for the machine: its load is critical ({capacity.because})"
+
+    def soon(self) -> None:
+        """Take the next turn soon: tasks have started or ended."""
+        if self._busy:
+            self.next_s = min(self.next_s, time.monotonic() + _AGAIN_S)
+
+    def ended(self, ids: Iterable[str]) -> None:
+        """Take notice of tasks that have come into another state, to learn from them at the next turn."""
+        if self._busy:
+            self._to_learn.extend(ids)
+            self.soon()
+
+    def facts(self) -> dict[str, Any]:
+        """Give what readers may know: the load, and what is wrong with files."""
+        capacity = self._kept.capacity
+        told: dict[str, Any] = {"problems": dict(self._library.problems)}
+        if capacity is not None:
+            told["load"] = {"level": capacity.level.word, "because": capacity.because}
+        return told
+
+    # --- a turn
+
+    def _one(
+        self,
+        campaign: Campaign,
+        queues: dict[str, Queue],
+        seen: Seen,
+        now: datetime,
+        *,
+        adds: bool,
+    ) -> list[str]:
+        known, queue = self._kept.memories.get(campaign.name), queues[campaign.name]
+        memory = begin(campaign, known, now)
+        hours = self._gpu_hours(campaign, queue, now)
+        decision = decide(campaign, memory, queue, now, gpu_hours=hours)
+        capacity = self._kept.capacity
+        if adds and capacity is not None and not decision.wind_down:
+            lab = Lab(
+                seen.rooms,
+                capacity,
+                sum(len(q.pending) for q in queues.values()),
+                len(seen.running),
+                self._kept.calls,
+            )
+            profiles = self._profiles()
+            decision = fill(campaign, decision, queue, lab, profiles, now=now, gpu_hours=hours)
+        if decision.memory == known and not decision.drafts:
+            return []
+        try:
+            changed = self._carry_out(campaign, decision)
+        except (LabdError, OSError) as error:
+            shown = f"{campaign.name}: {error}"
+            self._once.error(shown, "campaign.trouble", campaign=campaign.name, reason=str(error))
+            return []
+        new = [name for name in changed if name not in queue.pending]
+        grown = Queue([*queue.pending, *(task_id(name) for name in new)], queue.running)
+        queues[campaign.name] = grown
+        return changed
+
+    def _carry_out(self, campaign: Campaign, decision: Decision) -> list[str]:
+        changed = self._cancel_waiting(campaign) if decision.wind_down else []
+        if decision.drafts:
+            ids = submit(
+                decision.drafts,
+                lock=self._home.run_dir / LOCK,
+                known=lambda one: self._archive.knows(one) or bool(self._spool.where(one)),
+                put=self._spool.put,
+            )
+            changed += [draft.name for draft in decision.drafts if draft.id in ids]
+        self._kept.memories[campaign.name] = decision.memory
+        self._remembered.write(self._kept.memories)
+        self._say(decision.notes)
+        return changed
+
+    def _cancel_waiting(self, campaign: Campaign) -> list[str]:
+        """Cancel what waits of a campaign; only what says in its file that it is of this one."""
+        cancelled = []
+        for name in self._spool.names(State.PENDING):
+            if not name.startswith(campaign.prefix):
+                continue
+            with suppress(FileNotFoundError):
+                spec = self._spec(State.PENDING, name)
+                if spec is not None and campaign.label in spec.labels:
+                    self._spool.move(name, State.PENDING, State.CANCELLED, durable=False)
+                    cancelled.append(name)
+        facts = {"campaign": campaign.name, "tasks": len(cancelled)}
+        self._say([Note("campaign.wound_down", facts)])
+        return cancelled
+
+    def _set_next(self, running: Sequence[Campaign], now: datetime, now_s: float) -> None:
+        horizon = now + timedelta(seconds=_EVERY_S)
+        soon = [at for c in running for at, _ in upcoming(c, now) if at <= horizon]
+        for at in soon:
+            self.next_s = min(self.next_s, now_s + max(0.0, (at - now).total_seconds()) + 0.001)
+
+    # --- what is known
+
+    def _start(self) -> None:
+        """Read what an earlier daemon remembered, once."""
+        if self._started:
+            return
+        self._started = True
+        try:
+            self._kept.memories = self._remembered.read()
+        except ConfigError as error:
+            aside = self._remembered.set_aside()
+            self._log.error("campaigns.forgotten", reason=str(error), kept_as=str(aside))
+        read = (outcome_from_json(one) for one in self._outcomes.read())
+        self._kept.outcomes = [one for one in read if one is not None][-_MAX_OUTCOMES:]
+
+    def _catch_up(self) -> None:
+        """Take notice of what ended last, where nobody was there or no campaign was enabled."""
+        had = {one.task_id for one in self._kept.outcomes}
+        for state in (State.DONE, State.FAILED):
+            recent = reversed([*self._spool.recent(state, _LOOK_BACK)])
+            self._to_learn.extend(entry.id for entry in recent if entry.id not in had)
+
+    def _learn(self) -> None:
+        """Learn from tasks that have ended, for a slice of time: a result may be long."""
+        until_s, new = time.monotonic() + _SLICE_S, []
+        while self._to_learn and time.monotonic() < until_s:
+            if (one := self._outcome(self._to_learn.popleft())) is not None:
+                new.append(one)
+        if self._to_learn:
+            self.soon()
+        if new:
+            self._kept.outcomes = [*self._kept.outcomes, *new][-_MAX_OUTCOMES:]
+            self._kept.new_outcomes = True
+            self._write(self._outcomes, [one.as_json() for one in new])
+
+    def _outcome(self, task: str) -> Outcome | None:
+        """Give what is to be kept of a task that has ended; ``None`` for any other."""
+        for state, name in self._spool.where(task):
+            spec = self._spec(state, name) if state.decided else None
+            if spec is not None:
+                result = self._archive.result(task) or {}
+                keys = spec.model_dump(include={"kind", "template", "model", "labels"})
+                return outcome_of(task, keys, state.value, result, time.time())
+        return None
+
+    def _spec(self, state: State, name: str) -> TaskSpec | None:
+        with suppress(TaskFileError, OSError):
+            return parse_task(self._spool.read(state, name), name).spec
+        return None
+
+    def _profiles(self) -> dict[str, Profile]:
+        kept = self._kept
+        if kept.new_outcomes:
+            try:
+                kept.seeds = read_domains(self._home.domains)
+            except ConfigError as error:
+                self._once.error(str(error), "domains.invalid", reason=str(error))
+            kept.profiles, kept.new_outcomes = learn(kept.outcomes, kept.seeds), False
+        return kept.profiles
+
+    def _gpu_hours(self, campaign: Campaign, queue: Queue, now: datetime) -> float:
+        """Give what a campaign's tasks took in the last seven days, and are expected to take that wait or run."""
+        if campaign.spec.limits.max_gpu_hours is None:
+            return 0.0
+        since_s = now.timestamp() - _WINDOW_S
+        mine = (o for o in self._kept.outcomes if o.campaign == campaign.name)
+        spent = sum(o.gpu_s for o in mine if o.ended_at_s >= since_s) / 3600
+        profiles, under_way = self._profiles(), 0.0
+        for name in (*queue.pending, *queue.running):
+            for state, file in self._spool.where(name):
+                spec = self._spec(state, file)
+                if spec is not None:
+                    keys = spec.model_dump(include={"template", "model", "num_gpus"})
+                    under_way += expected_gpu_hours(keys, profiles)
+        return spent + under_way
+
+    def _look(self, wanted: bool, seen: Seen, now_s: float) -> None:  # noqa: FBT001
+        """Take the machine's load, where an adaptive campaign is under way."""
+        if not wanted:
+            self._forget_load()
+            return
+        if self._probe is None:
+            self._probe = Probe(self._home.results, self._home.models_status)
+            self._probe_at_s = 0.0
+        settings = self._home.settings.load
+        if now_s < self._probe_at_s:
+            return
+        self._probe_at_s = now_s + settings.every
+        high, critical = settings.levels()
+        load, self._kept.calls = self._probe.read(seen.given_cpus)
+        before = self._kept.capacity
+        after = classify(before, load, now_s, Thresholds(high, critical, settings.calm))
+        self._kept.capacity = after
+        if before is None or before.level is not after.level:
+            facts = {"level": after.level.word, "because": after.because}
+            self._say([Note("load.changed", facts)])
+
+    def _forget_load(self) -> None:
+        self._kept.capacity = None
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+    # --- telling
+
+    def _tell_change(self, name: str) -> None:
+        if problem := self._library.problems.get(name):
+            self._once.error(f"{name}: {problem}", "campaign.invalid", file=name, reason=problem)
+        else:
+            self._log.info("campaign.read", file=name)
+
+    def _say(self, notes: Sequence[Note]) -> None:
+        for note in notes:
+            self._log.info(note.event, **note.facts)
+        at = to_iso(datetime.now(UTC))
+        self._write(self._decisions, [{"event": n.event, "at": at, **n.facts} for n in notes])
+
+    def _write(self, lines: BoundedLines, records: Sequence[dict[str, Any]]) -> None:
+        try:
+            lines.append(records)
+        except OSError as error:
+            self._once.error(f"record: {error}", "record.not_written", reason=str(error))
+
+
+def _queues(campaigns: Sequence[Campaign], seen: Seen) -> dict[str, Queue]:
+    """Sort the ids of what waits and runs by campaign."""
+    names = {campaign.name for campaign in campaigns}
+    pending: dict[str, list[str]] = {name: [] for name in names}
+    running: dict[str, list[str]] = {name: [] for name in names}
+    for file in seen.pending:
+        whose = file.partition("--")[0]
+        if whose in names:
+            pending[whose].append(task_id(file))
+    for one in seen.running:
+        whose = one.partition("--")[0]
+        if whose in names:
+            running[whose].append(one)
+    return {name: Queue(pending[name], running[name]) for name in names}
