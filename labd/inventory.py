@@ -65,7 +65,8 @@ def nodes(lab: Lab) -> list[dict[str, Any]]:
         for machine in machines
     ]
     if endpoints[None]:
-        listed.append({"id": "", "name": "", "running": [], "endpoints": endpoints[None]})
+        elsewhere = {**_UNKNOWN, "name": "", "local": False}
+        listed.append({**elsewhere, "running": [], "endpoints": endpoints[None]})
     return listed
 
 

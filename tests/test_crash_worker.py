@@ -39,6 +39,10 @@ _VARIES = (
     (r"labd-[a-z]+-[a-z0-9_]{8}", r"labd-[a-z]+-[a-z0-9_]{8}"),
     (r"^[a-z0-9_]{8}$", r"[a-z0-9_]{8}"),
     (r"-[0-9]{3}(?=/|$)", r"-[0-9]{3}"),
+    (
+        r"(?<=/file_count/)[0-9]+$",
+        r"[0-9]+",
+    ),  # the trial of that limit ends wherever it is noticed
 )
 _VARYING = re.compile("|".join(f"({found})" for found, _ in _VARIES))
 COMMAND = """

@@ -198,7 +198,7 @@ import ray
 from labd.engine import models
 from labd.engine.calls import calls_to
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
-options = {"endpoints": [], "discover": False, "rules": {}, "status_path": sys.argv[1]}
+options = {"endpoints": [], "discover": False, "rules": {}, "status_path": sys.argv[1], "lab": "test"}
 actor = models.make(options, ray.get_runtime_context().get_node_id())
 call = calls_to(actor, "the broker", apart=["listen"])
 call("report")

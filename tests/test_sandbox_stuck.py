@@ -57,5 +57,6 @@ def test_what_bubblewrap_leaves_behind_is_ended(tmp_path: Path) -> None:
         pytest.skip(f"bubblewrap left nothing behind in {KILLS} kills")
     time.sleep(0.2)
     left = stuck() - before
-    assert box.end_stuck() >= len(left)
+    # Whoever starts a sandbox of this user somewhere else ends them too, so that the number says nothing.
+    box.end_stuck()
     assert not stuck() & left

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Become a machine: a root of its own over this one's, in namespaces that the caller has made; then the real systemd.
 #
-#   boot.sh HOME NAME      HOME: a directory with upper/, work/, root/ on a tmpfs, and perhaps var/, a mounted disk
+#   boot.sh HOME NAME      HOME: a directory with upper/, work/, root/, source/, … on a tmpfs, and perhaps var/, a mounted disk
 set -eu
 home=$1 name=$2
 root=$home/root
@@ -11,6 +11,8 @@ if [ -d "$home/var" ]; then mount --bind "$home/var" "$root/var/lib/labd"; fi
 # What the machine's own tests run on: to read, and not to write.
 mount --bind "$home/packages" "$root/opt/packages"
 mount -o remount,bind,ro "$root/opt/packages"
+mkdir -p "$root/opt/source"
+mount -t overlay overlay -o "lowerdir=$home/source,upperdir=$home/written,workdir=$home/written-work" "$root/opt/source"
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"

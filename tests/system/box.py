@@ -77,17 +77,21 @@ def _tried() -> str:
     return ""
 
 
+SOURCE = "/opt/source"
+
+
 class Box:
     """One machine. `boot` it, `run` commands, `cut` its power, `boot` it again; `remove` it at the end.
 
     Args:
         name: of the machine.
         packages: a directory of this machine that it sees as /opt/packages.
+        source: one that it sees as `SOURCE`, and may write to without anything of that reaching it.
         disk_mib: the size of its `/var/lib/labd`.
 
     """
 
-    def __init__(self, name: str, *, packages: Path, disk_mib: int = 0) -> None:
+    def __init__(self, name: str, *, packages: Path, source: Path, disk_mib: int = 0) -> None:
         self.name = name
         self.home = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/var/tmp"))
         self._groups = _groups(f"labd-test-{self.home.name}")
@@ -102,8 +106,9 @@ class Box:
         mine = _mounts_of(os.getpid())
         wait_until(lambda: _mounts_of(self._holder.pid) != mine, 10, "a mount namespace")
         self._hold(f"mount -t tmpfs -o mode=755 tmpfs {self.home}")
-        self._hold(f"cd {self.home} && mkdir upper work root packages")
+        self._hold(f"cd {self.home} && mkdir upper work root packages source written written-work")
         self._hold(f"mount --bind {packages} {self.home}/packages")
+        self._hold(f"mount --bind {source} {self.home}/source")
         self._disk = 0
         if disk_mib:
             self._new_disk(disk_mib)

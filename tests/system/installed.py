@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.processes import wait_until
-from tests.system.box import Box, why_no_box
+from tests.system.box import SOURCE, Box, why_no_box
 
 REPO = Path(__file__).parents[2]
 SPOOL, RESULTS = "/var/lib/labd/spool", "/var/lib/labd/results"
@@ -38,7 +38,9 @@ class Installed:
     """A box with labd in it. `user`: alice and bob are in the group, eve is not."""
 
     def __init__(self, name: str, *, disk_mib: int = 0, watchdog_s: int = 60) -> None:
-        self.box = Box(name, packages=Path(sysconfig.get_path("purelib")), disk_mib=disk_mib)
+        self.box = Box(
+            name, packages=Path(sysconfig.get_path("purelib")), source=REPO, disk_mib=disk_mib
+        )
         try:
             self.box.boot()
             self._install(watchdog_s)
@@ -63,7 +65,7 @@ class Installed:
 
     def make(self, target: str) -> str:
         """Run one of the Makefile's targets as root; give what it prints."""
-        return self.box.run("make", "-C", str(REPO), target, env=[_OFFLINE], timeout_s=400).stdout
+        return self.box.run("make", "-C", SOURCE, target, env=[_OFFLINE], timeout_s=400).stdout
 
     def write(self, path: str, text: str) -> None:
         """Write a file in the box."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.processes import wait_until
-from tests.system.installed import REPO, RESULTS, STEADY, Installed, why_not_installed
+from tests.system.box import SOURCE
+from tests.system.installed import RESULTS, STEADY, Installed, why_not_installed
 from tests.system.network import NETWORK, Switch
 
 pytestmark = [
@@ -59,7 +60,7 @@ class Lab3:
         self.switch.plug(one.box, number)
         one.box.sh("systemctl daemon-reload")
         server = f"/opt/labd/bin/python -m tests.servers.ollama --host {NETWORK}.{number} --port 11434 {_MODEL}"
-        one.box.sh(f"systemd-run -q --unit=ollama -p WorkingDirectory={REPO} {server}")
+        one.box.sh(f"systemd-run -q --unit=ollama -p WorkingDirectory={SOURCE} {server}")
 
     def start(self) -> None:
         self.head.start()
