@@ -20,7 +20,7 @@ from tests.factories import write_settings
 from tests.processes import DaemonProcess, wait_until
 
 WHOLE = "LABD_TORTURE" in os.environ
-KILLS = 40 if WHOLE else 5
+KILLS = 40 if WHOLE else 4
 SETTINGS = {"ray": {"num_cpus": 2, "dashboard": False}, "min_free_bytes": 2**20}
 
 

@@ -21,7 +21,8 @@ from tests.processes import DaemonProcess, wait_until
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 pytestmark = [
-    pytest.mark.xdist_group("page"),
+    # A browser on a busy machine now and then misses something; twice more it does not.
+    pytest.mark.flaky(reruns=2),
     pytest.mark.skipif(
         CHROMIUM is None and not os.environ.get("CI"),
         reason="no chromium here; `make browser` installs Debian's",
@@ -148,7 +149,7 @@ class Window:
             **{"viewport": {"width": 1280, "height": 900}, **options}
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(40_000)
         self.wrong: list[str] = []
         self.requests: list[str] = []
         self.page.on("dialog", self._dialog)
@@ -393,6 +394,9 @@ def test_texts_have_contrast_and_controls_have_names(
     assert seen.page.evaluate((REPO / "tests" / "contrast.js").read_text()) == []
 
 
+@pytest.mark.skipif(
+    "LABD_TORTURE" not in os.environ, reason="a minute of starts; with LABD_TORTURE=1"
+)
 def test_page_and_daemon_may_be_killed_and_come_back_under_an_open_page(
     browser: Any, tmp_path: Path, daemon: Callable[..., DaemonProcess]
 ) -> None:

@@ -49,6 +49,30 @@
   };
   setInterval(labd.times, 1000);
 
+  // A page whose process ended hears nothing more, though another has taken its place: then it loads itself anew. It asks
+  // first whether somebody answers, because what the browser shows where nobody does has no way back. Gradio does the
+  // like by itself, but not each time.
+  const SILENT_S = 15;
+  const RELOAD_EVERY_S = 30;
+  let asking = false;
+  labd.revive = async () => {
+    const silent = labd.lastPulse && (performance.now() - labd.lastPulse) / 1000 > SILENT_S;
+    const lately = Date.now() - Number(sessionStorage.getItem("labd.revived") || 0) < 1000 * RELOAD_EVERY_S;
+    if (!silent || lately || asking) return;
+    asking = true;
+    try {
+      const reply = await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(3000) });
+      if (!reply.ok) return;
+      sessionStorage.setItem("labd.revived", String(Date.now()));
+      location.reload();
+    } catch {
+      // Nobody answers yet: the next turn asks again.
+    } finally {
+      asking = false;
+    }
+  };
+  setInterval(labd.revive, 2000);
+
   // A log stays at its end unless somebody scrolled up; another task's begins at its end.
   labd.sticky = (element) => {
     const log = element.querySelector("pre.log");
