@@ -158,7 +158,7 @@ def test_readers_import_neither_ray_nor_gradio(home: Home, task: Path) -> None:
         ["logs", "idea"],
         ["check", str(task)],
     ):
-        code = f"import sys; sys.argv = ['labd', '--home', {str(home.root)!r}, *{arguments!r}]\nfrom labd.cli import main\ntry: main()\nexcept SystemExit: pass\nprint({{m for m in ('ray', 'gradio', 'torch', 'scipy', 'optuna', 'matplotlib') if m in sys.modules}}, file=sys.stderr)"
+        code = f"import sys; sys.argv = ['labd', '--home', {str(home.root)!r}, *{arguments!r}]\nfrom labd.cli import main\ntry: main()\nexcept SystemExit: pass\nprint({{m for m in ('ray', 'gradio', 'torch', 'numpy', 'scipy', 'optuna', 'matplotlib') if m in sys.modules}}, file=sys.stderr)"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
         )

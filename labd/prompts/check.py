@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from labd.command.places import Fence, Refused, find_input, located
 from labd.errors import ConfigError, TaskFileError
-from labd.prompts.lines import Bad, Line, first_line
 from labd.task import TaskFile
 from labd.text import printable
 
 if TYPE_CHECKING:
     from jinja2 import nodes
+
+    from labd.prompts.lines import Line
 
 _MAX_TOLD = 5
 
@@ -29,6 +30,9 @@ def check_prompts(
     """
     if task.spec.kind != "prompts":
         return
+    # It needs numpy, for which all readers would wait; few tasks are prompts.
+    from labd.prompts.lines import Bad, first_line  # noqa: PLC0415
+
     path, refused = find_input(
         task, fence=Fence(tuple(roots), tuple(forbidden), results), at_run=False
     )
@@ -49,7 +53,7 @@ def check_prompts(
         raise TaskFileError(located(task, where, found))
 
 
-def _jinja_problems(task: TaskFile, first: Line | None) -> Iterator[Refused]:
+def _jinja_problems(task: TaskFile, first: "Line | None") -> Iterator[Refused]:
     from jinja2 import TemplateSyntaxError  # noqa: PLC0415 - other kinds of tasks need none of it
 
     from labd.prompts.renderer import make_environment  # noqa: PLC0415
