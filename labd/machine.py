@@ -7,13 +7,13 @@ or one that fails, there are no GPUs, and `look` says why.
 import os
 import platform
 import time
-import warnings
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import psutil
 
+from labd.nvml import load_nvml, open_nvml
 from labd.text import printable
 
 _MAX_PROCESSES = 50
@@ -43,21 +43,18 @@ def look() -> dict[str, Any]:
 
 def gpus() -> tuple[list[dict[str, Any]], str]:
     """Give the GPUs that NVML knows, or none and why."""
-    with warnings.catch_warnings():
-        # The package pynvml 13 is a shell around nvidia-ml-py and says so whenever it is imported.
-        warnings.simplefilter("ignore", FutureWarning)
-        import pynvml  # noqa: PLC0415 - only where GPUs are asked for
+    nvml = load_nvml()
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
         return [], f"no GPU seen: {printable(str(error), 100)}"
     try:
-        count = min(int(pynvml.nvmlDeviceGetCount()), _MAX_GPUS)
-        return [_gpu(pynvml, index) for index in range(count)], "" if count else "no GPU seen"
-    except pynvml.NVMLError as error:
+        count = min(int(nvml.nvmlDeviceGetCount()), _MAX_GPUS)
+        return [_gpu(nvml, index) for index in range(count)], "" if count else "no GPU seen"
+    except nvml.NVMLError as error:
         return [], f"the driver answers with an error: {printable(str(error), 100)}"
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def _gpu(nvml: Any, index: int) -> dict[str, Any]:
@@ -142,14 +139,4 @@ def _questions(nvml: Any) -> dict[str, Any]:
     }
 
 
-@cache
-def _nvml() -> Any:
-    with warnings.catch_warnings():
-        # It says that its code has moved to another package, which it brings along itself.
-        warnings.simplefilter("ignore", FutureWarning)
-        import pynvml  # noqa: PLC0415 - only where somebody looks at GPUs
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return pynvml
+_nvml = cache(open_nvml)

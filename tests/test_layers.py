@@ -30,10 +30,10 @@ MAY_KNOW: dict[str, set[str]] = {
     "limits": {"clock"},
     "sandbox": FILES | {"promises"},
     "template": FILES | {"task"},
-    "command": FILES | {"task", "sandbox"},
+    "command": FILES | {"task", "sandbox", "nvml"},
     "prompts": FILES | {"task", "command", "llm", "log"},
     "drop": FILES | {"task", "settings", "template", "command", "prompts"},
-    "machine": {"text"},
+    "machine": {"text", "nvml"},
     "shipping": FILES | {"task", "archive", "template"},
     "research": FILES | {"journal", "sandbox", "template", "llm", "literature"},
     "worker": FILES

@@ -1,8 +1,9 @@
 """Which GPUs a command gets: their device nodes, and the names by which CUDA finds them."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from labd.nvml import open_nvml
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +26,19 @@ def find_gpus(indices: Sequence[int]) -> Gpus:
     """
     if not indices:
         return Gpus()
-    with warnings.catch_warnings():
-        # It says that its code has moved to another package, which it brings along itself.
-        warnings.simplefilter("ignore", FutureWarning)
-        import pynvml  # noqa: PLC0415 - most commands have no GPU
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    nvml = open_nvml()
+    if nvml is None:
         return _by_index(indices)
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
         return Gpus(
-            tuple(pynvml.nvmlDeviceGetMinorNumber(handle) for handle in handles),
-            ",".join(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles),
+            tuple(nvml.nvmlDeviceGetMinorNumber(handle) for handle in handles),
+            ",".join(str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles),
         )
-    except pynvml.NVMLError:
+    except nvml.NVMLError:
         return _by_index(indices)
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def _by_index(indices: Sequence[int]) -> Gpus:
