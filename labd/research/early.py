@@ -6,9 +6,7 @@ output directory. They are hostile until read here.
 
 import json
 import math
-import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from labd.research.plain import NotPlain, read_plain
 from labd.research.record import Run
 from labd.template import Metric
 
@@ -91,7 +90,7 @@ def watch_for(metric: Metric, best: Run | None) -> Watch:
     sizes: dict[Path, int] = {}
 
     def watch(out_dir: Path) -> str:
-        raw = _read(out_dir / FILE_NAME)
+        raw = _reported(out_dir)
         if sizes.get(out_dir) == len(raw):
             return ""
         sizes[out_dir] = len(raw)
@@ -106,7 +105,7 @@ def watch_for(metric: Metric, best: Run | None) -> Watch:
 
 def read_curves(out_dir: Path) -> dict[str, Curve]:
     """Give what a run has reported so far; nothing where its file is no plain file. Lines that are none are left out."""
-    return _parsed(_read(out_dir / FILE_NAME))
+    return _parsed(_reported(out_dir))
 
 
 def recorded(
@@ -129,20 +128,12 @@ def recorded(
     return values, steps
 
 
-def _read(path: Path) -> bytes:
-    """Read a file that untrusted code names and still writes, following nothing and waiting for nothing."""
+def _reported(out_dir: Path) -> bytes:
+    """Give what the run's file of curves holds now; nothing where it is no plain file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        return read_plain(out_dir / FILE_NAME, MAX_FILE_BYTES, cut=True)
+    except NotPlain:
         return b""
-    try:
-        info = os.fstat(fd)
-        plain = stat.S_ISREG(info.st_mode) and info.st_nlink == 1
-        return os.read(fd, MAX_FILE_BYTES) if plain else b""
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
 
 
 def _parsed(raw: bytes) -> dict[str, Curve]:

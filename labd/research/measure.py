@@ -5,10 +5,8 @@ What a run writes is hostile until checked here.
 
 import json
 import math
-import os
 import re
 import signal
-import stat
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 from labd.errors import ConfigError, ResearchError
 from labd.research.early import CURVE_NAME, MAX_ABS_VALUE, MAX_CURVES, read_curves, recorded
 from labd.research.early import MAX_POINTS as MAX_CURVE_POINTS
+from labd.research.plain import Missing, NotPlain, read_plain
 from labd.research.record import Run, TrialStatus
 from labd.sandbox import Ending, SandboxResult
 from labd.template import Template, ai_scientist, autoresearch
@@ -201,24 +200,12 @@ def _signal_name(number: int) -> str:
 
 
 def _read_plain(path: Path, limit_bytes: int) -> bytes:
-    """Read a file that untrusted code named, without following, waiting for or trusting anything."""
-    name = path.name
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _NoMetricError(f"it wrote no {name}") from error
-    except OSError as error:
-        reason = f"its {name} is not a plain readable file: {error.strerror}"
-        raise _NoMetricError(reason) from error
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
-            raise _NoMetricError(f"its {name} is not a plain file with one name")
-        if info.st_size > limit_bytes:
-            raise _NoMetricError(f"its {name} has more than {limit_bytes} bytes")
-        return os.read(fd, limit_bytes)
-    finally:
-        os.close(fd)
+        return read_plain(path, limit_bytes)
+    except Missing as error:
+        raise _NoMetricError(f"it wrote no {path.name}") from error
+    except NotPlain as error:
+        raise _NoMetricError(f"its {path.name} {error}") from error
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

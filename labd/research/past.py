@@ -7,13 +7,13 @@ can't be read is passed over. Nothing here fails.
 import json
 import math
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import FiniteFloat
 
+from labd.research.plain import NotPlain, read_plain
 from labd.template import Record
 from labd.text import printable
 
@@ -103,16 +103,8 @@ def _newest(results: Path) -> Iterator[Path]:
 def _object(path: Path, most_bytes: int) -> Mapping[str, Any]:
     """Read a JSON object; an empty one where there is none that can be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return {}
-    try:
-        with os.fdopen(fd, "rb") as file:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode) or info.st_size > most_bytes:
-                return {}
-            return _mapping(json.loads(file.read(most_bytes)))
-    except (OSError, ValueError, RecursionError):
+        return _mapping(json.loads(read_plain(path, most_bytes, linked=True)))
+    except (NotPlain, ValueError, RecursionError):
         return {}
 
 

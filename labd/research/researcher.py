@@ -35,7 +35,7 @@ from labd.research.hunks import patch
 from labd.research.ideas import gather_ideas
 from labd.research.measure import settled
 from labd.research.novelty import LookedUp, Shelf, look_up
-from labd.research.past import PastIdea
+from labd.research.past import IDEAS_FILE, PastIdea
 from labd.research.policy import Manner
 from labd.research.publishing import Published, publish
 from labd.research.record import Provenance, Run
@@ -46,7 +46,6 @@ from labd.research.trials import Workshop, run_trials
 from labd.research.worktree import Worktree
 from labd.template import Template, refuse_researcher, seed_ideas, snapshot
 
-IDEAS_FILE = "ideas.json"
 EXPLORING_SHARE = 0.7
 """Of the tokens and the time, for ideas and trials: the rest is kept for evidence, paper and reviews."""
 MAX_FILE_BYTES = 256 * 1024
