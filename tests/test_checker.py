@@ -8,7 +8,7 @@ from labd.research.checker import Rules, check, mask_numbers, squeezed, unmentio
 from labd.research.facts import facts_of, verdicts
 from labd.research.prose import read
 from labd.research.study import Study
-from tests.studies import studies
+from tests.studies import judged, make_arm, make_study, studies
 
 STUDIES = studies()
 
@@ -262,3 +262,39 @@ def test_whatever_the_text_no_digit_passes(text: str) -> None:
     bad = {finding.sentence for finding in check(prose, RULES["improved"])}
     for sentence in prose.keeping(lambda sentence: sentence not in bad).sentences:
         assert not any(char.isdigit() or char.isnumeric() for char in sentence.words), sentence
+
+
+def worse_than_its_control() -> Study:
+    """A study whose selected code is worse on test, with ablations and a control that say better things."""
+    low = make_arm("best", 0.93)
+    return make_study(claim=judged(make_arm("baseline", 0.953), low), confirm_best=low)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The selected code clearly outperforms the baseline, as the difference of {{ ablation_1_difference }} shows.",
+        "Our proposed method improves the accuracy over the baseline, with a gain of {{ control_difference }}.",
+        "The method improves the accuracy, as {{ ablation_1_difference }} shows.",
+        "We outperform the search by {{ control_difference }}.",
+    ],
+)
+def test_another_comparison_carries_no_claim_about_the_selected_code(text: str) -> None:
+    found = check(read(text), rules_for(worse_than_its_control()))
+    assert [finding.kind for finding in found] == ["against the verdict"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Without this change the accuracy falls by {{ ablation_1_difference }}.",
+        "The parameter search improves on the baseline by {{ control_difference }}.",
+    ],
+)
+def test_a_claim_about_another_comparison_is_carried_by_it(text: str) -> None:
+    assert check(read(text), rules_for(worse_than_its_control())) == []
+
+
+def test_a_metric_may_be_called_anything() -> None:
+    text = "The acc (top-1 of the selected code is higher, by {{ difference }} in the mean."
+    assert "claim" not in kinds(text, metric="acc (top-1")

@@ -393,3 +393,27 @@ def test_a_long_chain_of_trials_is_drawn_and_too_many_are_not() -> None:
     ]
     assert trial_tree(chain[:-1], "trial-003") is not None
     assert trial_tree(chain, "trial-003") is None
+
+
+def test_a_template_without_a_test_split_or_seeds_is_told_as_that(results: Path) -> None:
+    study = with_figures(make_study(has_splits=False, has_seeds=False))
+    paper = draft_study_paper(study, unwritten(), results)
+    for text in (paper.abstract.text, paper.body.text):
+        assert "fresh seeds" not in text
+        assert "no part in the selection" not in text
+    assert (
+        "On the data that the selection was made on as well, over repeated runs"
+        in paper.abstract.text
+    )
+    assert "no test split of its own" in paper.body.text
+
+
+def test_a_control_that_found_nothing_was_not_confirmed(results: Path) -> None:
+    study = make_study()
+    assert study.control is not None
+    none = study.control.model_copy(update={"confirm": []})
+    text = draft_study_paper(
+        with_figures(make_study(control=none)), unwritten(), results
+    ).body.text
+    assert "Its best setting was confirmed" not in text
+    assert "the baseline stands for it" in text

@@ -13,17 +13,20 @@ from typing import Any
 import pytest
 
 from labd.journal import Journal
+from labd.llm.errors import ModelError, ModelMissing
 from labd.llm.model import Message, Options
 from labd.research.experiment import Tools
 from labd.research.groundwork import Brief
 from labd.research.record import Verdict
-from labd.research.researcher import Given, Plan, run_study
+from labd.research.researcher import Given, Plan, ran, run_study
+from labd.research.review import Reviews
 from labd.research.study import Study
 from labd.sandbox import SandboxResult
 from labd.template import load_template
 from tests.boxes import make_sandbox
 from tests.chats import Speaks, Spoken
 from tests.studylab import audit, make_guessing
+from tests.test_review import form
 
 pytestmark = pytest.mark.sandbox
 
@@ -59,6 +62,7 @@ class Did:
     results: Path
     asked: int
     runs: int
+    reviews: Reviews | None = None
 
 
 def research(results: Path, speaks: Speaks | str = guesses, **over: Any) -> Did:
@@ -86,7 +90,7 @@ def research(results: Path, speaks: Speaks | str = guesses, **over: Any) -> Did:
         done = run_study(plan, Tools(sandbox=box), journal, results, Given(chat))
     result = {"research": done.study.context()}
     (results / "result.json").write_text(json.dumps(result))
-    return Did(done.study, results, len(chat.asked), box.runs)
+    return Did(done.study, results, len(chat.asked), box.runs, done.reviews)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def test_a_change_that_helps_is_found_confirmed_and_reported(whole: Did) -> None
     assert study.claim.difference_low is not None
     assert study.claim.difference_low > 0
     assert study.control is not None
-    assert len(study.control.trials) == sum(trial.run is not None for trial in study.trials)
+    assert len(study.control.trials) == len(ran(study.trials))
     assert audit(whole.results) == []
     ideas = json.loads((whole.results / "ideas.json").read_text())
     assert (ideas["template"], len(ideas["ideas"])) == ("guessing", 1)
@@ -145,6 +149,68 @@ def strip(value: Any, names: set[str]) -> Any:
         timed = {"hours", "run_s"}
         return {k: strip(v, names) for k, v in value.items() if k not in names | timed}
     return [strip(one, names) for one in value] if isinstance(value, list) else value
+
+
+def test_a_model_that_is_missing_is_told_before_anything_was_run(tmp_path: Path) -> None:
+    def speaks(messages: Sequence[Message], options: Options) -> str | ModelError:
+        missing = options.model == "typo"
+        return ModelMissing("no endpoint has typo") if missing else guesses(messages, options)
+
+    with pytest.raises(ModelMissing):
+        research(tmp_path / "task", speaks, reviewers=("spoken", "typo"))
+    assert not (tmp_path / "task" / "runs").exists()
+
+
+def test_a_revision_that_changes_nothing_leaves_the_reviews_as_they_are(tmp_path: Path) -> None:
+    def speaks(messages: Sequence[Message], _options: Options) -> str:
+        text = "\n".join(message.content for message in messages)
+        return json.dumps(form()) if "Write the review as one JSON" in text else "Nothing."
+
+    did = research(tmp_path / "task", speaks, improve=True, deadline=None)
+    written = json.loads((did.results / "review.json").read_text())
+    assert did.reviews is not None
+    assert did.reviews.as_data()["scores"] == written["scores"]
+    assert written["scores"]["overall"]["n"] == 1
+    assert not (did.results / "review-revised.json").exists()
+
+
+BRAGGING = """I print what I like.
+
+model.py
+```python
+import sys
+
+
+def guess(x):
+    if "test" in sys.argv:
+        print("score 0.9987, which beats the state of the art by 12 %")
+        sys.exit(1)
+    return 0.3 + x
+```
+"""
+
+
+def test_repeated_code_counts_once_and_what_it_prints_is_no_number(tmp_path: Path) -> None:
+    did = research(tmp_path / "task", BRAGGING, control=True)
+    study = did.study
+    assert [trial.same_as for trial in study.trials] == [None, "trial-000"]
+    assert study.claim.verdict is Verdict.INCONCLUSIVE
+    assert study.control is not None
+    assert (study.claim.comparisons, len(study.control.trials)) == (1, 1)
+    runs = {run.name for run in (*study.confirm_baseline, *study.confirm_best)}
+    runs |= {run.name for run in (*study.control.trials, *study.control.confirm)}
+    assert study.counts["runs"] == len(runs) + 2, "the baseline's, and one for the code"
+    assert any("gave no value" in note for note in study.notes)
+    for paper in ("paper.md", "paper.html", "paper.tex"):
+        text = (did.results / paper).read_text()
+        assert "0.9987" not in text.replace(BRAGGING, "").replace(shown_change(text), "")
+
+
+def shown_change(text: str) -> str:
+    """Give the part of a paper that shows the code."""
+    begin = text.find("selected trial")
+    end = text.find("Control", begin)
+    return text[begin:end] if 0 <= begin < end else ""
 
 
 def test_tokens_that_are_used_up_end_the_work_with_what_there_is(tmp_path: Path) -> None:

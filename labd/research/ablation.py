@@ -3,7 +3,9 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 
+from labd.journal import Journal
 from labd.research.bench import Bench, Code
 from labd.research.edits import check
 from labd.research.evidence import Arm, confirm, values_of
@@ -11,6 +13,7 @@ from labd.research.hunks import Hunk, hunks, without_hunk
 from labd.research.record import Run
 from labd.research.stats import compare
 from labd.research.study import Ablation
+from labd.research.worktree import sha256_of
 
 MAX_HUNKS = 6
 MIN_HUNKS = 2
@@ -21,12 +24,44 @@ Place = Callable[[Mapping[str, str]], AbstractContextManager[Code]]
 """Puts files where runs see them in place of the template's editable ones."""
 
 
-def pieces(bench: Bench, old: Mapping[str, str], new: Mapping[str, str]) -> list[Hunk]:
-    """Give the changes that can be taken away one at a time: what is left still parses and differs from `old`."""
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The changes that are taken away one at a time, and what a reader must know of those that are not."""
+
+    kept: list[Hunk]
+    note: str = ""
+
+
+def pieces(
+    bench: Bench, journal: Journal, old: Mapping[str, str], new: Mapping[str, str]
+) -> Pieces:
+    """Give the changes that can be taken away alone: what is left parses, and is neither `old` nor as good as `new`.
+
+    Recorded, because what can be parsed depends on the machine's Python.
+    """
     found = hunks(old, new)
-    if not MIN_HUNKS <= len(found) <= MAX_HUNKS:
-        return []
-    return [piece for piece in found if not check(bench.template, old, without_hunk(new, piece))]
+    if len(found) < MIN_HUNKS:
+        return Pieces([])
+    if len(found) > MAX_HUNKS:
+        return Pieces(
+            [],
+            f"The selected change has {len(found)} pieces, too many to take them away one at a time.",
+        )
+
+    def stands(piece: Hunk) -> bool:
+        rest = without_hunk(new, piece)
+        return not check(bench.template, old, rest) and not check(bench.template, rest, new)
+
+    inputs = {"template": bench.template.sha256, "old": sha256_of(old), "new": sha256_of(new)}
+    kept: list[int] = journal.step(
+        "ablation/pieces", inputs, lambda: [at for at, one in enumerate(found) if stands(one)]
+    )
+    lost = len(found) - len(kept)
+    note = (
+        f"{lost} of the {len(found)} pieces of the selected change were not taken away alone: "
+        "without them the code does not parse, or does the same."
+    )
+    return Pieces([found[at] for at in kept], note if lost else "")
 
 
 def seconds_needed(bench: Bench, pieces_: Sequence[Hunk], whole: Sequence[Run]) -> float:

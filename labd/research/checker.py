@@ -289,8 +289,8 @@ def _claims(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
 
 
 def _speaks_of_metric(text: str, rules: Rules) -> bool:
-    name = rules.metric.replace("_", "[ _-]?")
-    return bool(words_of.OUTCOMES.search(text) or re.search(rf"(?i)\b{name}\b", text))
+    name = re.escape(rules.metric).replace("_", "[ _-]?")
+    return bool(words_of.OUTCOMES.search(text) or re.search(rf"(?i)(?<!\w){name}(?!\w)", text))
 
 
 Polarity = Literal["better", "worse", "not better", "claim"]
@@ -358,7 +358,10 @@ def _judged(
     if polarity == "claim":
         return None
     wanted = Verdict.IMPROVED if polarity == "better" else Verdict.WORSE
-    if any(_carries(evidence, verdict, wanted) for evidence, verdict in found.items()):
+    if any(
+        _may_carry(evidence, text) and _carries(evidence, verdict, wanted, text)
+        for evidence, verdict in found.items()
+    ):
         return None
     if (
         on_validation
@@ -372,9 +375,19 @@ def _judged(
     )
 
 
-def _carries(evidence: str, verdict: Verdict, wanted: Verdict) -> bool:
-    # Better with a change is worse without it: for ablations the words may go either way.
-    if evidence.startswith("ablation"):
+def _may_carry(evidence: str, text: str) -> bool:
+    """Say whether a sentence speaks of that comparison, and not of the selected code against the baseline."""
+    if evidence == "test":
+        return True
+    sides = _sides(text)
+    if sides >= {"baseline", "selected"} or not words_of.OTHER_COMPARISON.search(text):
+        return False
+    return evidence != "control" or "selected" not in sides
+
+
+def _carries(evidence: str, verdict: Verdict, wanted: Verdict, text: str) -> bool:
+    # Better with a change is worse without it: where a sentence says without, the words may go either way.
+    if evidence.startswith("ablation") and words_of.WITHOUT.search(text):
         return verdict in {Verdict.IMPROVED, Verdict.WORSE}
     return verdict is wanted
 

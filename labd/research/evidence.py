@@ -1,6 +1,6 @@
 """Evidence: the runs on the test split over fresh seeds, and what they say about best against baseline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from labd.research.bench import Bench, Code, Job
@@ -88,14 +88,19 @@ def values_of(runs: Sequence[Run]) -> list[float]:
     return [run.value for run in runs if run.value is not None]
 
 
-def failure_notes(arms: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Say of each arm, by the name a reader knows it by, how many of its runs gave no value, and why the first did not."""
+def failure_notes(
+    arms: Mapping[str, Sequence[Run]], *, quoted: Callable[[str], str] = str
+) -> list[str]:
+    """Say of each arm, by the name a reader knows it by, how many of its runs gave no value, and why the first did not.
+
+    `quoted` makes of a reason, which may hold what the run printed, what a reader may see of it.
+    """
     notes = []
     for name, runs in arms.items():
         failed = [run for run in runs if run.value is None]
         if failed:
             notes.append(
                 f"{len(failed)} of {len(runs)} runs of {name} on test gave no value; "
-                f"the first, {failed[0].name}, because {failed[0].reason}."
+                f"the first, {failed[0].name}, because {quoted(failed[0].reason or '')}."
             )
     return notes

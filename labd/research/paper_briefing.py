@@ -222,12 +222,20 @@ def _verdict(study: Study) -> str:
 
 
 def _about(study: Study) -> str:
+    seeds = (
+        "the same fresh seeds" if study.has_seeds else "repeated runs, because it takes no seed"
+    )
+    apart = (
+        ""
+        if study.has_splits
+        else " The experiment has no test split: both splits are the same data, and the difference may be overstated."
+    )
     return (
         f"The experiment: {study.template_title}. {study.template_description}\n"
         f"The metric: {study.metric.name} ({study.metric.description}); {study.metric.better} is better.\n"
         "How it was done: a language model proposed ideas and changed the experiment's code; each change is a trial, "
         "run once on the validation split. The best trial was selected on validation alone, then it and the baseline "
-        "were run again on the test split over the same fresh seeds."
+        f"were run again on the test split over {seeds}.{apart}"
     )
 
 

@@ -232,6 +232,10 @@ def _derived(
         "best_diff": selected_change(results_dir) if study.best_trial else "",
         "best_commit": best.commit if best is not None else None,
         "fresh_seeds": study.provenance.trial_seed not in study.provenance.confirm_seeds,
+        "confirmed_on": "On the test split"
+        if study.has_splits
+        else "On the data that the selection was made on as well",
+        "repeats": "fresh seeds" if study.has_seeds else "repeated runs",
         "written_by_model": bool(authored["model"]),
         "model_sections": authored["model"],
         "labd_sections": authored["labd"],

@@ -75,9 +75,11 @@ def publish(
         reviews = desk.reviewed(rendered, num_reviews, revised=False)
         if improved and reviews is not None and reviews.comments:
             tools.progress("revision", 0, 1, "writing")
-            draft = desk.improved(draft, reviews.comments)
-            rendered = desk.set(draft)
-            reviews = desk.reviewed(rendered, num_reviews, revised=True)
+            revised = desk.improved(draft, reviews.comments)
+            if revised != draft:
+                rendered = desk.set(revised)
+                again = desk.reviewed(rendered, num_reviews, revised=True)
+                reviews = again if again is not None and again.reviews else reviews
             tools.progress("revision", 1, 1, "written")
     except OSError as error:
         raise StorageError(

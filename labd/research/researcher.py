@@ -16,11 +16,13 @@ from typing import get_args
 from labd.errors import StorageError
 from labd.files import write_json
 from labd.journal import Journal
+from labd.llm.budget import Part
 from labd.llm.model import Chat
 from labd.research.ablation import ablate, pieces, seconds_needed
-from labd.research.allowance import Allowance
+from labd.research.allowance import Allowance, Means
 from labd.research.asking import Asker
 from labd.research.bench import Bench
+from labd.research.checker import mask_numbers
 from labd.research.control import Searched, control_of, search_without_model
 from labd.research.evidence import Arm, confirm, failure_notes, judge, values_of
 from labd.research.experiment import Tools
@@ -44,8 +46,9 @@ from labd.research.study import Ablation, Idea, Policy, Role, Study, Trial
 from labd.research.sweep import select
 from labd.research.trials import Workshop, run_trials
 from labd.research.worktree import Worktree
-from labd.template import Template, refuse_researcher, seed_ideas, snapshot
+from labd.template import Metric, Template, refuse_researcher, seed_ideas, snapshot
 
+_HELLO_TOKENS = 16
 EXPLORING_SHARE = 0.7
 """Of the tokens and the time, for ideas and trials: the rest is kept for evidence, paper and reviews."""
 MAX_FILE_BYTES = 256 * 1024
@@ -113,10 +116,16 @@ def run_study(
         cancelled=tools.cancelled,
     )
     provenance = recorded_provenance(brief, journal)
+    _greet(plan, asker)
     with _bench(plan, tools, journal, results_dir) as bench:
         baseline = run_baseline(bench, provenance)
     # A foreign template may not say what it measures: then the baseline has.
-    brief = replace(brief, template=settled(template, baseline, results_dir))
+    recorded = journal.step(
+        "metric",
+        {"run": baseline.metrics_sha256, "metric": template.metric.model_dump(mode="json")},
+        lambda: settled(template, baseline, results_dir).metric.model_dump(mode="json"),
+    )
+    brief = replace(brief, template=replace(template, metric=Metric.model_validate(recorded)))
     plan = replace(plan, brief=brief)
     with _bench(plan, tools, journal, results_dir) as bench:
         desk = _Desk(plan, tools, journal, results_dir, given, bench, asker, allowance)
@@ -132,6 +141,22 @@ def run_study(
         reviewers=plan.reviewers,
         improved=plan.improve,
     )
+
+
+def _greet(plan: Plan, asker: Asker) -> None:
+    """Ask each of several models for a word, so that one that is missing is told before anything was paid for.
+
+    Raises:
+        ModelError: a model can't be reached, or is not there.
+
+    """
+    roles = {model: role for role, model in plan.models.items()}
+    roles |= dict.fromkeys(plan.reviewers, "review")
+    if len(roles) == 1:
+        return  # it is asked for ideas next
+    for number, (model, role) in enumerate(roles.items()):
+        hello = [Part("hello", "Reply with the word ready.", required=True)]
+        asker.ask(f"hello/{number}", role, hello, num_predict=_HELLO_TOKENS, model=model)
 
 
 def _bench(plan: Plan, tools: Tools, journal: Journal, results_dir: Path) -> Bench:
@@ -159,11 +184,9 @@ class _Desk:
     asker: Asker
     allowance: Allowance
 
-    def limit(self, where: str, share: float = 1.0) -> str:
+    def limit(self, where: str, *, of: tuple[Means, ...]) -> str:
         """Say which limit is reached, or nothing; recorded, so that a resumed task stops where it had stopped."""
-        said: str = self.journal.step(
-            f"limit/{where}", {"share": share}, lambda: self.allowance.out_of(share)
-        )
+        said: str = self.journal.step(f"limit/{where}", {}, lambda: self.allowance.out_of(of=of))
         return said
 
 
@@ -183,7 +206,7 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
             raise baseline_failed(confirmed["baseline"], desk.results_dir)
         ablations = _ablate(desk, work, provenance, best, confirmed, notes=notes)
         changed = "" if best is None else patch(work.files(None), work.files(best.name))
-    measured = [trial.value for trial in trials if trial.run is not None]
+    measured = [trial.value for trial in ran(trials)]
     control = None
     if searched is not None:
         control = control_of(
@@ -195,11 +218,13 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
             planned=brief.num_confirm_seeds,
             model_trials=len(measured),
         )
-    runs = [baseline, *(trial.run for trial in trials if trial.run is not None)]
+    runs = [baseline, *(trial.run for trial in ran(trials) if trial.run is not None)]
     runs += [run for arm in confirmed.values() for run in arm]
     runs += [run for ablation in ablations for run in ablation.runs]
     runs += control.trials if control is not None else []
     names = {"baseline": "the baseline", "best": "the selected code", "control": "the control"}
+    arms = {names[arm]: of for arm, of in confirmed.items()}
+    arms |= {f"the selected code without {one.name}": one.runs for one in ablations}
     study = Study(
         title=brief.title or template.title,
         template=template.name,
@@ -207,6 +232,8 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
         template_description=template.description,
         policy=desk.plan.policy,
         metric=template.metric,
+        has_splits=template.has_splits,
+        has_seeds=template.has_seeds,
         baseline_run=baseline,
         ideas=thought.ideas,
         trials=trials,
@@ -224,11 +251,16 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
         control=control,
         counts=_counts(thought.ideas, trials, runs),
         hours={"runs": sum(run.wall_s for run in runs) / 3600},
-        run_s={arm: statistics.mean(run.wall_s for run in of) for arm, of in confirmed.items()},
+        run_s={
+            arm: statistics.mean(run.wall_s for run in of if run.value is not None)
+            for arm, of in confirmed.items()
+            if values_of(of)
+        },
         models=[],
         references=[paper.model_dump(mode="json") for paper in thought.papers],
         provenance=provenance,
-        notes=[*notes, *failure_notes({names[arm]: of for arm, of in confirmed.items()})],
+        # What a run printed last is quoted there, and a number in it is no measurement of labd's.
+        notes=[*notes, *failure_notes(arms, quoted=mask_numbers)],
     )
     return study, changed
 
@@ -272,6 +304,7 @@ def _try_out(
         manner=Manner(desk.plan.policy),
         seed=provenance.search_seed,
         share=EXPLORING_SHARE,
+        confirm_runs=(2 + desk.plan.control) * desk.plan.brief.num_confirm_seeds,
         curves=template.curves,
         progress=lambda stage, done, _total, detail: desk.tools.progress(
             stage, len(trials) + done, most, detail
@@ -284,6 +317,11 @@ def _try_out(
         if tried.stopped:
             notes.append(f"The trials of {idea.name} ended early: {tried.stopped}")
     return trials
+
+
+def ran(trials: Sequence[Trial]) -> list[Trial]:
+    """Give the trials that have a run of their own; others were refused, or are the code of an earlier one."""
+    return [trial for trial in trials if trial.run is not None and trial.same_as is None]
 
 
 def best_of(trials: Sequence[Trial], baseline: Run, better: Better) -> Trial | None:
@@ -301,19 +339,20 @@ def _search_too(
     notes: list[str],
 ) -> Searched | None:
     """Search without a model where the task asks for that, with as many trials as the model had runs."""
-    count = sum(trial.run is not None for trial in trials)
-    if not desk.plan.control or not count:
+    if not desk.plan.control:
         return None
-    reason = desk.limit("control")
+    count = len(ran(trials))
+    reason = "" if count else "no trial of the model's had a run."
     if not desk.bench.template.space:
         reason = "the template declares no parameters to search."
+    reason = reason or desk.limit("control", of=("time",))
     if reason:
         notes.append(f"There was no search without a model to compare with: {reason}")
         return None
     searched = search_without_model(
         desk.plan.brief, desk.bench, desk.journal, baseline, provenance, num_trials=count
     )
-    notes += searched.notes
+    notes += [f"Of the search without a model: {note}" for note in searched.notes]
     return searched
 
 
@@ -348,7 +387,9 @@ def _ablate(
     if best is None or not values_of(confirmed["best"]):
         return []
     old, new = work.files(None), work.files(best.name)
-    parts = pieces(desk.bench, old, new)
+    found = pieces(desk.bench, desk.journal, old, new)
+    notes += [found.note] if found.note else []
+    parts = found.kept
     if not parts:
         return []
     needed_s = seconds_needed(desk.bench, parts, confirmed["best"])

@@ -132,6 +132,10 @@ class Study(Record):
     researcher: Literal["llm"] = "llm"
     policy: Policy
     metric: Metric
+    has_splits: bool = True
+    """Whether selection and confirmation measured on different data."""
+    has_seeds: bool = True
+    """Whether another seed means another run; where not, confirmation repeats the same run."""
     baseline_run: Run
     ideas: list[Idea]
     trials: list[Trial]

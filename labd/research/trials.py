@@ -7,6 +7,7 @@ fixed size, and all of a batch are planned before the first of it has run.
 
 import os
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -37,6 +38,8 @@ MAX_REPAIRS = 2
 NUM_PREDICT = 8192
 """Tokens of an edit at most, where the context is twice as long."""
 MAX_LOG_CHARS = 3000
+_SPARE = 1.25
+"""How much longer than estimated runs may take before the time is missed."""
 MAX_REFUSED = 500
 """Characters of a refusal that are kept; the model was told all of it."""
 _MENDABLE = frozenset(
@@ -63,6 +66,7 @@ class Workshop:
         manner: how to search.
         seed: of what the search draws.
         share: of tokens and time that may be used up, 0 to 1.
+        confirm_runs: how many runs follow the search, for which time has to be left.
         curves: whether the template reports curves while it runs, by which a run may be stopped early.
         progress: told what comes of trials.
 
@@ -77,6 +81,7 @@ class Workshop:
     manner: Manner = field(default_factory=Manner)
     seed: int = 0
     share: float = 1.0
+    confirm_runs: int = 0
     curves: bool = False
     progress: Progress = _silent
 
@@ -120,6 +125,12 @@ def run_trials(
         if not steps:
             return Tried(trials, stopped)
         trials += search.batch(steps, trials, max_trials)
+
+
+def seconds_needed(walls_s: Sequence[float], batches: Sequence[int], at_once: int) -> float:
+    """Estimate how long batches of so many runs take, one after the other, from how long other runs took."""
+    rounds = sum(-(-count // at_once) for count in batches)
+    return _SPARE * statistics.median(walls_s) * rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,7 @@ class _Search:
             runs_left = shop.allowance.runs_left
             count = batch_size(shop.manner.policy, max_trials - done)
             count = count if runs_left is None else min(count, runs_left)
+            stopped = stopped or self._short_of_time(trials, count)
             if stopped or count <= 0:
                 return {"steps": [], "stopped": stopped}
             steps = next_moves(
@@ -201,6 +213,20 @@ class _Search:
 
         decided = shop.journal.step(f"moves/{self._idea.name}/{done:03d}", inputs, decide)
         return [Step(*step) for step in decided["steps"]], decided["stopped"]
+
+    def _short_of_time(self, trials: Sequence[Trial], count: int) -> str:
+        """Say that another batch, and what confirms after it, would not be done in time; empty where it would."""
+        shop = self._shop
+        left_s = shop.allowance.seconds_left()
+        if left_s is None:
+            return ""
+        runs = [shop.baseline, *(one.run for one in (*self._earlier, *trials) if one.run)]
+        needed_s = seconds_needed(
+            [run.wall_s for run in runs], [count, shop.confirm_runs], shop.bench.at_once
+        )
+        return (
+            "the time left was needed to confirm what had been found." if left_s < needed_s else ""
+        )
 
     # -- one batch
 

@@ -96,6 +96,12 @@ SELECTED = re.compile(
     r"(?i)\b(?:best|selected|ours?|we|changed|edited|modified|modification|proposed|new|trial|edit|candidate)\b"
     r"|선택|최선|수정|제안|변경|후보|시도"
 )
+OTHER_COMPARISON = re.compile(
+    r"(?i)\b(?:control|search\w*|sweep|ablat\w+|without|remov\w+|revert\w*|pieces?|hunks?|change-\w+)\b"
+    r"|대조|탐색|제거|없이|빼"
+)
+"""Words of a sentence about something else than the selected code against the baseline."""
+WITHOUT = re.compile(r"(?i)\b(?:ablat\w+|without|remov\w+|revert\w*)\b|제거|없이|빼")
 PER_CENT = re.compile(r"(?i)\A\s*(?:%|\uff05|per ?cent|percentage|퍼센트|프로\b)")
 
 # -- not prose at all
