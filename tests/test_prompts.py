@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel
 
 from labd import worker
-from labd.cli import app
+from labd.cli.base import app
 from labd.command.places import Fence
 from labd.drop import check_drop
 from labd.errors import TaskFileError

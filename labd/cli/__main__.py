@@ -1,0 +1,6 @@
+"""`python -m labd.cli`."""
+
+from labd.cli import main
+
+if __name__ == "__main__":
+    main()
