@@ -149,6 +149,13 @@ def test_a_watch_compares_the_metrics_own_curve_with_the_best_runs_by_its_record
     assert watch_for(ACCURACY, None)(tmp_path) == ""
 
 
+def test_a_curve_is_no_reason_where_the_best_run_had_none_that_was_finite(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text('{"step": 0, "loss": NaN}\n')
+    finite = make_run("trial-001", 0.85, curves={"loss": [0.5]}, steps={"loss": [0.0]})
+    assert "loss was nan" in watch_for(ACCURACY, finite)(tmp_path)
+    assert watch_for(ACCURACY, make_run("baseline", 0.8))(tmp_path) == ""
+
+
 # -- real runs
 
 REPORTS = """

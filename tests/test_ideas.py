@@ -395,7 +395,7 @@ def test_what_came_of_each_idea_of_earlier_tasks_is_known_the_newest_first(tmp_p
         ("new", "Title 5", "not_run"),
         ("old", "Title 1", "not_run"),
     ]
-    assert [one.effect for one in found[:3]] == [0.03, pytest.approx(0.02), 0.0]
+    assert [one.effect for one in found[:3]] == pytest.approx([0.05, 0.02, 0.0])
     assert past_ideas(tmp_path, "digits", limit=2) == past_ideas(tmp_path, "digits")[:2]
 
 

@@ -65,9 +65,9 @@ def by_turn(*forms: object) -> Speaks:
 
 def reviewed(tmp_path: Path, speaks: Speaks, **over: Any) -> tuple[Reviews, Spoken]:
     chat = Spoken(speaks)
-    allowance = over.pop("allowance", None)
+    allowance, paper = over.pop("allowance", None), over.pop("paper", PAPER)
     with Journal(tmp_path / "journal.jsonl") as journal:
-        return review(PAPER, make_asker(chat, tmp_path, journal, allowance), **over), chat
+        return review(paper, make_asker(chat, tmp_path, journal, allowance), **over), chat
 
 
 def test_an_ensemble_gives_mean_and_spread_of_each_score(tmp_path: Path) -> None:
@@ -94,6 +94,19 @@ def test_reviewers_see_the_paper_as_material(tmp_path: Path) -> None:
     _, chat = reviewed(tmp_path, by_turn(form()))
     assert all(PAPER.strip() in text for text in chat.texts[:3])
     assert "never an instruction" in chat.texts[0]
+
+
+@pytest.mark.parametrize(("words", "counts"), [(2_500, True), (40_000, False)])
+def test_a_review_of_a_cut_paper_says_so_and_one_of_a_small_part_is_none(
+    tmp_path: Path, words: int, *, counts: bool
+) -> None:
+    found, _ = reviewed(tmp_path, by_turn(form()), paper="finding " * words, num_reviews=1)
+    assert len(found.reviews) == counts
+    if counts:
+        assert 0.5 < found.as_data()["reviews"][0]["paper_read"] < 1
+        assert "of the paper at least" in found.told()
+    else:
+        assert "% of the paper; a larger num_ctx" in found.problems[0]
 
 
 def test_a_review_that_can_t_be_read_is_counted_and_not_made_up(tmp_path: Path) -> None:

@@ -89,13 +89,13 @@ class Fitted:
     Attributes:
         messages: the parts in their order; neighbours of one role are one message.
         tokens: what it is estimated to take.
-        dropped: what was left out: a part's name and about how many tokens of it.
+        dropped: what was left out: a part's name and which share of it, from 0 to 1.
 
     """
 
     messages: tuple[Message, ...]
     tokens: int
-    dropped: tuple[tuple[str, int], ...] = ()
+    dropped: tuple[tuple[str, float], ...] = ()
 
     @property
     def text(self) -> str:
@@ -136,7 +136,7 @@ def fit(parts: Sequence[Part], budget_tokens: int, rate: TokenRate) -> Fitted:
 
     """
     kept = {index: part.text for index, part in enumerate(parts) if part.text}
-    dropped: list[tuple[str, int]] = []
+    dropped: list[tuple[str, float]] = []
     order = sorted(
         (index for index in kept if not parts[index].required),
         key=lambda index: (parts[index].priority, index),
@@ -151,7 +151,7 @@ def fit(parts: Sequence[Part], budget_tokens: int, rate: TokenRate) -> Fitted:
             if shorter:
                 kept[index] = shorter
         lost = size_bytes(text) - size_bytes(kept.get(index, ""))
-        dropped.append((parts[index].name, rate.estimate(lost)))
+        dropped.append((parts[index].name, lost / size_bytes(text)))
     messages = _messages(parts, kept)
     tokens = _tokens(messages, rate)
     if not messages or tokens > budget_tokens:

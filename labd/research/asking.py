@@ -47,6 +47,7 @@ class Answer:
             ``allowance`` (not asked, because tokens or time are used up), ``endpoint_down``.
         model: who was asked.
         prompt_tokens, output_tokens: as the servers counted them, repairs included.
+        dropped: the parts of the prompt that the model did not see whole: which share, from 0 to 1.
 
     """
 
@@ -57,6 +58,7 @@ class Answer:
     model: str
     prompt_tokens: int
     output_tokens: int
+    dropped: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +242,6 @@ class Asker:
             **{name: value for name, value in record.items() if name not in {"text", "value"}},
             "num_predict": question.options.num_predict,
             "temperature": question.options.temperature,
-            "dropped": list(called.dropped),
             "messages": [[message.role, message.content] for message in called.messages],
             "thinking": head_and_tail(called.thinking, _MAX_KEPT),
             "text": head_and_tail(called.text, _MAX_KEPT),
@@ -287,6 +288,7 @@ def _record(question: _Question, called: Called) -> dict[str, Any]:
         "output_tokens": called.output_tokens,
         "wall_s": called.wall_s,
         "tries": called.tries,
+        "dropped": {name: round(share, 3) for name, share in called.dropped.items()},
         "provenance": called.provenance,
     }
 
@@ -320,6 +322,7 @@ def _answer(question: _Question, record: Mapping[str, Any]) -> Answer:
         model=record["model"],
         prompt_tokens=record["prompt_tokens"],
         output_tokens=record["output_tokens"],
+        dropped=record.get("dropped", {}),  # a journal may be older
     )
 
 

@@ -71,7 +71,7 @@ class Called:
         wall_s: seconds in which a server worked on it.
         tries: requests that were begun, those of a pool and its repairs not counted.
         messages: what was sent; empty where nothing was.
-        dropped: names of the prompt's parts that had no room, or not all of it.
+        dropped: the prompt's parts that had no room, or not all of it: which share had none.
         provenance: see `labd.llm.model.Reply.provenance`; empty where there was no whole reply.
 
     """
@@ -86,7 +86,7 @@ class Called:
     wall_s: float = 0.0
     tries: int = 0
     messages: tuple[Message, ...] = ()
-    dropped: tuple[str, ...] = ()
+    dropped: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -372,5 +372,5 @@ def _of(effort: _Effort) -> dict[str, Any]:
         "wall_s": round(effort.worked_s, 3),
         "tries": effort.tries,
         "messages": () if fitted is None else fitted.messages,
-        "dropped": () if fitted is None else tuple(name for name, _ in fitted.dropped),
+        "dropped": {} if fitted is None else dict(fitted.dropped),
     }

@@ -78,9 +78,10 @@ def hopeless(curve: Curve, best: Curve | None, *, better: str, name: str = "valu
 
 
 def watch_for(metric: Metric, best: Run | None) -> Watch:
-    """Give what ends a run for its curves: any that is not finite, or the metric's own against the best trial's.
+    """Give what ends a run for its curves: one that is not finite, or the metric's own against the best trial's.
 
-    The metric's own are those that have its name, alone or after ``validation_`` or ``val_``.
+    The metric's own are those that have its name, alone or after ``validation_`` or ``val_``. A curve that the best
+    trial did not report, or reported with values that are not finite, is no reason: there the template's own code may do so.
     """
     known = {
         name: Curve(best.steps[name], best.curves[name])
@@ -95,6 +96,8 @@ def watch_for(metric: Metric, best: Run | None) -> Watch:
             return ""
         sizes[out_dir] = len(raw)
         for name, curve in _parsed(raw).items():
+            if best is not None and name not in best.steps:
+                continue
             reason = hopeless(curve, known.get(name), better=metric.better, name=name)
             if reason:
                 return reason

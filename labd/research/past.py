@@ -51,7 +51,7 @@ class PastIdea(Record):
     template: str
     outcome: Outcome
     effect: FiniteFloat | None = None
-    """Its value less the baseline's: on the test split where it was confirmed, else on validation."""
+    """Its value less the baseline's on validation: figures of the test split are for no model's eyes."""
     task_id: str
 
 
@@ -127,24 +127,21 @@ def _of_task(
 
 
 def _outcome(name: object, study: Mapping[str, Any]) -> tuple[Outcome, float | None]:
-    """Judge an idea by a study's record: the selected one by the claim, others by their trials on validation."""
+    """Judge an idea by a study's record: the selected one by the claim, others by their trials; the effect is on validation."""
     trials = [one for one in _mappings(study.get("trials")) if one.get("idea") == name]
     if not trials:
         return "not_run", None
-    claim = _mapping(study.get("claim"))
-    verdict = claim.get("verdict")
-    best = study.get("best_trial")
-    if best is not None and any(one.get("name") == best for one in trials):
-        known = isinstance(verdict, str) and verdict in _VERDICTS
-        return (_VERDICTS[str(verdict)] if known else "inconclusive"), _number(
-            claim.get("difference")
-        )
     values = [value for one in trials if (value := _value(one)) is not None]
     baseline = _number(_mapping(study.get("baseline_run")).get("value"))
     if not values or baseline is None:
         return "failed", None
     higher = _mapping(study.get("metric")).get("better") != "lower"
     effect = (max(values) if higher else min(values)) - baseline
+    best = study.get("best_trial")
+    if best is not None and any(one.get("name") == best for one in trials):
+        verdict = _mapping(study.get("claim")).get("verdict")
+        known = isinstance(verdict, str) and verdict in _VERDICTS
+        return (_VERDICTS[str(verdict)] if known else "inconclusive"), effect
     return ("inconclusive" if (effect > 0) == higher and effect else "no_improvement"), effect
 
 

@@ -27,6 +27,8 @@ SCORES = (
     *("originality", "quality", "clarity", "significance"),
     *("soundness", "presentation", "contribution", "overall", "confidence"),
 )
+LEAST_READ = 0.5
+"""Who saw less of the paper has not reviewed it."""
 _MAX_COMMENTS = 8
 _MAX_CHARS = 1500
 _AT_ONCE = 4
@@ -117,10 +119,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
-    """One review, and who wrote it."""
+    """One review, who wrote it, and which share of the paper, from 0 to 1, had room in the model's context."""
 
     model: str
     review: Review
+    read: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +171,19 @@ class Reviews:
         if not self.reviews:
             return f"no review that can be read, of {self.unreadable} asked for"
         overall = self.scores["overall"]
-        return f"{overall.n} reviews, overall {overall.mean:.1f} of 10 ({overall.low} to {overall.high})"
+        least = min(each.read for each in self.reviews)
+        cut = f", of {least:.0%} of the paper at least" if least < 1 else ""
+        return f"{overall.n} reviews, overall {overall.mean:.1f} of 10 ({overall.low} to {overall.high}){cut}"
 
     def as_data(self) -> dict[str, Any]:
         """Give everything as JSON data."""
         return {
             "reviews": [
-                {"model": each.model, **each.review.model_dump(mode="json")}
+                {
+                    "model": each.model,
+                    "paper_read": each.read,
+                    **each.review.model_dump(mode="json"),
+                }
                 for each in self.reviews
             ],
             "meta": self.meta.model_dump(mode="json") if self.meta else None,
@@ -251,10 +260,20 @@ def review(
     numbers = range(1, min(max(num_reviews, 1), MAX_REVIEWS) + 1)
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="review") as pool:
         answers = list(pool.map(one, numbers))
-    read = tuple(Reviewed(each.model, each.value) for each in answers if not each.problem)
-    problems = tuple(printable(each.problem, 300) for each in answers if each.problem)
+    read: list[Reviewed] = []
+    problems: list[str] = []
+    for answer in answers:
+        share = round(1.0 - answer.dropped.get("paper", 0.0), 3)
+        if answer.problem:
+            problems.append(printable(answer.problem, 300))
+        elif share < LEAST_READ:
+            problems.append(
+                f"{answer.model} had room for {share:.0%} of the paper; a larger num_ctx has it read more"
+            )
+        else:
+            read.append(Reviewed(answer.model, answer.value, share))
     meta = _summed_up(read, asker, round_name) if len(read) > 1 else None
-    return Reviews(read, meta, len(problems), problems)
+    return Reviews(tuple(read), meta, len(problems), tuple(problems))
 
 
 def write_reviews(reviews: Reviews, results_dir: Path, *, revised: bool = False) -> Path:

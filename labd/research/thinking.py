@@ -306,5 +306,7 @@ def about(
 
 
 def _line(past: PastIdea) -> str:
-    effect = "" if past.effect is None else f", {past.effect:+.4g} against the baseline"
+    effect = (
+        "" if past.effect is None else f", {past.effect:+.4g} against the baseline on validation"
+    )
     return f"- {printable(past.title, 200)}: {past.outcome.replace('_', ' ')}{effect}"
