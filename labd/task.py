@@ -55,6 +55,8 @@ class State(StrEnum):
 
 Seconds = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(float)]
 Role = Literal["ideas", "code", "write", "review"]
+METRIC_NAME = r"^[A-Za-z_][A-Za-z0-9_./-]{0,99}$"
+"""Of metrics, also those that other systems' experiments write."""
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 WholeNumber = Annotated[int, Field(strict=True)]
 Amount = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -280,7 +282,7 @@ class MetricChoice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name
+    name: Annotated[str, Field(pattern=METRIC_NAME)]
     better: Literal["higher", "lower"]
 
 

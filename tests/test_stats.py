@@ -102,7 +102,7 @@ def test_spread_on_one_side_is_enough_to_test() -> None:
 def test_too_few_values_are_inconclusive_and_the_reason_counts_them() -> None:
     claim = judged(BASELINE, BETTER[:7])
     assert claim.verdict is Verdict.INCONCLUSIVE
-    assert "10 runs of the baseline and 7 of the selected" in claim.reason
+    assert "10 runs of the baseline and 7 of the best trial" in claim.reason
     assert judged(BASELINE, BETTER[:8]).verdict is Verdict.IMPROVED
     assert judged([], []).baseline is None
 

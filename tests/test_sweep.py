@@ -254,7 +254,7 @@ def test_only_crashes_are_inconclusive_and_still_a_record(tmp_path: Path) -> Non
     assert (record.claim.verdict, record.best_trial) == (Verdict.INCONCLUSIVE, None)
     assert (
         record.claim.reason
-        == "None of the 5 trials gave a value, so there was nothing to compare."
+        == "None of the 5 trials that ran gave a value, so there was nothing to compare."
     )
     assert (record.counts["crashed"], record.counts["ok"]) == (5, 0)
 

@@ -38,7 +38,7 @@ def search_without_model(
 ) -> Searched:
     """Search the template's parameters with `num_trials` trials on validation, as `researcher: sweep` does."""
     equal = replace(brief, num_trials=num_trials)
-    found = search(equal, bench, journal, baseline, provenance, prefix="control-")
+    found = search(equal, bench, journal, baseline, provenance, prefix="control-", confirm_arms=3)
     best = select(baseline, found.trials, bench.template.metric.better)
     return Searched(found.trials, best, found.notes)
 

@@ -61,9 +61,9 @@ def judge(
     corrected = max(1, len(trials) if comparisons is None else comparisons)
     values = values_of(baseline)
     if not any(value is not None for value in trials):
-        reason = f"None of the {len(trials)} trials gave a value, so there was nothing to compare."
+        reason = f"None of the {len(trials)} trials that ran gave a value, so there was nothing to compare."
         if not trials:
-            reason = "No trial was run, so there was nothing to compare."
+            reason = "No trial ran, so there was nothing to compare."
         return no_candidate(
             values, verdict=Verdict.INCONCLUSIVE, reason=reason, comparisons=corrected
         )

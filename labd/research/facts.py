@@ -206,7 +206,7 @@ def _counted() -> Iterator[_Draft]:
     yield _Draft("num_trials", "counts.trials", "", "trials, run or not")
     for name, what in (
         ("ok", "gave a value"),
-        ("refused", "were refused before they ran"),
+        ("refused", "had no edit that could be run"),
         ("crashed", "crashed"),
         ("timed_out", "ran out of time"),
         ("no_metric", "reported no metric"),

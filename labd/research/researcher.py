@@ -310,12 +310,15 @@ def _try_out(
             stage, len(trials) + done, most, detail
         ),
     )
+    stopped: dict[str, list[str]] = {}
     for number, idea in enumerate(ideas):
         share = -(-(most - len(trials)) // (len(ideas) - number))
         tried = run_trials(idea, shop, max_trials=share, earlier=tuple(trials))
         trials += tried.trials
         if tried.stopped:
-            notes.append(f"The trials of {idea.name} ended early: {tried.stopped}")
+            stopped.setdefault(tried.stopped, []).append(idea.name)
+    for reason, of in stopped.items():
+        notes.append(f"The trials of {', '.join(of)} ended early: {reason}")
     return trials
 
 

@@ -57,7 +57,7 @@ def compare(
 
     Args:
         baseline: the metric over fresh seeds with the baseline's parameters.
-        best: the metric over the same seeds with the selected parameters.
+        best: the metric over the same seeds of what was selected.
         better: which way is better.
         planned: how many runs each should have had.
         comparisons: how many candidates were tried, at least 1.
@@ -68,7 +68,7 @@ def compare(
     least = max(2, math.ceil(MIN_SHARE * planned))
     if one is None or two is None or min(one.n, two.n) < least:
         reason = (
-            f"{len(baseline)} runs of the baseline and {len(best)} of the selected parameters gave a value, "
+            f"{len(baseline)} runs of the baseline and {len(best)} of the best trial gave a value, "
             f"of {planned} each, and a claim needs at least {least} of each."
         )
         return _without_test(

@@ -114,16 +114,29 @@ def search(
     provenance: Provenance,
     *,
     prefix: str = "",
+    confirm_arms: int = 2,
 ) -> Searched:
-    """Search the template's parameters on validation. `prefix`: of the names of its runs and steps."""
+    """Search the template's parameters on validation.
+
+    Args:
+        brief: what is searched, and how long.
+        lab: runs the trials.
+        journal: in which the proposals are steps.
+        baseline: its run on validation.
+        provenance: the seeds.
+        prefix: of the names of its runs and steps.
+        confirm_arms: how many sides are confirmed afterwards, for which time is kept.
+
+    """
     trials: list[Run] = []
     for batch in itertools.count():
         if len(trials) == brief.num_trials:
             break
         key = f"{prefix}proposal/{batch:03d}"
         proposal = _proposal(
-            brief, journal, [baseline, *trials], seed=provenance.search_seed, batch=batch, key=key
-        )
+            brief, journal, [baseline, *trials], seed=provenance.search_seed, batch=batch, key=key,
+            confirm_arms=confirm_arms,
+        )  # fmt: skip
         if proposal["stop"] is not None:
             return Searched(trials, [proposal["stop"]])
         first = len(trials)
@@ -137,7 +150,14 @@ def search(
 
 
 def _proposal(
-    brief: Brief, journal: Journal, runs: Sequence[Run], *, seed: int, batch: int, key: str
+    brief: Brief,
+    journal: Journal,
+    runs: Sequence[Run],
+    *,
+    seed: int,
+    batch: int,
+    key: str,
+    confirm_arms: int,
 ) -> dict[str, Any]:
     """Give ``params`` to try, or ``stop`` with the reason; recorded, so that a resumed search agrees.
 
@@ -150,7 +170,7 @@ def _proposal(
     inputs = {**_search_inputs(brief, history), "seed": seed, "count": count}
 
     def decide() -> dict[str, object]:
-        if _out_of_time(brief, runs):
+        if _out_of_time(brief, runs, confirm_arms):
             stop = (
                 f"The search ended after {done} of {brief.num_trials} trials, "
                 "so that the time given was enough to confirm what it had found."
@@ -171,12 +191,14 @@ def _search_inputs(brief: Brief, history: Sequence[Observation]) -> dict[str, An
     return {"template": brief.template.sha256, "history": observed}
 
 
-def _out_of_time(brief: Brief, runs: Sequence[Run]) -> bool:
+def _out_of_time(brief: Brief, runs: Sequence[Run], confirm_arms: int) -> bool:
     """Say whether another batch, and the runs that confirm after it, would pass the deadline."""
     if brief.deadline is None:
         return False
     at_once = len(gpu_shares(brief.template, brief.parallel, brief.gpus))
-    to_come = math.ceil(BATCH_SIZE / at_once) + math.ceil(2 * brief.num_confirm_seeds / at_once)
+    to_come = math.ceil(BATCH_SIZE / at_once) + math.ceil(
+        confirm_arms * brief.num_confirm_seeds / at_once
+    )
     run_s = statistics.median(run.wall_s for run in runs)
     return time.monotonic() + to_come * run_s * _SPARE > brief.deadline
 

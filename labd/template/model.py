@@ -14,8 +14,6 @@ PLACEHOLDERS = ("{params}", "{seed}", "{split}", "{out_dir}", "{run_dir}")
 MAX_GUIDANCE_CHARS = 20_000
 INPUTS = "/inputs"
 """Where the sandbox of a run has a template's data: each below its name."""
-METRIC_NAME = r"^[A-Za-z_][A-Za-z0-9_./-]{0,99}$"
-"""Of metrics, also those that other systems' experiments write."""
 RUN_DIR = f"{INPUTS}/run"
 """Where the evaluation sees what the run left behind."""
 TEMPLATE_DIR = f"{INPUTS}/template"
