@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from labd.errors import ConfigError
 from labd.journal import Journal
 from labd.llm.errors import ModelError, ModelMissing
 from labd.llm.model import Message, Options
@@ -158,6 +159,14 @@ def test_a_model_that_is_missing_is_told_before_anything_was_run(tmp_path: Path)
 
     with pytest.raises(ModelMissing):
         research(tmp_path / "task", speaks, reviewers=("spoken", "typo"))
+    assert not (tmp_path / "task" / "runs").exists()
+
+
+def test_a_file_that_can_t_be_changed_is_told_before_anything_was_run(tmp_path: Path) -> None:
+    model = make_guessing(tmp_path / "templates") / "model.py"
+    model.write_text(f"{model.read_text()}\n# {'x' * 300_000}\n")
+    with pytest.raises(ConfigError, match="more than 256 KiB"):
+        research(tmp_path / "task")
     assert not (tmp_path / "task" / "runs").exists()
 
 

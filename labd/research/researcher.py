@@ -45,13 +45,12 @@ from labd.research.search import Better
 from labd.research.study import Ablation, Idea, Policy, Role, Study, Trial
 from labd.research.sweep import select
 from labd.research.trials import Workshop, run_trials
-from labd.research.worktree import Worktree
+from labd.research.worktree import Worktree, editable_texts
 from labd.template import Metric, Template, refuse_researcher, seed_ideas, snapshot
 
 _HELLO_TOKENS = 16
 EXPLORING_SHARE = 0.7
 """Of the tokens and the time, for ideas and trials: the rest is kept for evidence, paper and reviews."""
-MAX_FILE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def run_study(
 
     Raises:
         Cancelled: `tools.cancelled` was set.
-        ConfigError: the template changed while it was read, or names nothing that a model may change.
+        ConfigError: the template changed while it was read, or names nothing, or nothing readable, that a model may change.
         ResearchError: the template can't be judged: its baseline gives no value, or needs what is not there.
         ModelError: no model could be reached at all.
         SandboxError: there is no sandbox.
@@ -102,6 +101,7 @@ def run_study(
     check_means(plan.brief.template)
     template = snapshot(plan.brief.template, results_dir / "template")
     refuse_researcher(template, "llm")
+    editable_texts(template)  # a file that can't be changed is told before anything is run
     brief = replace(plan.brief, template=template)
     plan = replace(plan, brief=brief)
     allowance = Allowance(plan.max_tokens_total, deadline=brief.deadline)

@@ -54,9 +54,7 @@ class Worktree:
 
     def __init__(self, results_dir: Path, template: Template, *, started_on: str) -> None:
         self.template = template
-        self.original: Mapping[str, str] = {
-            path: _text(template.directory / path, path) for path in sorted(template.editable)
-        }
+        self.original = editable_texts(template)
         self._results_dir = results_dir
         self._when_s = int(datetime.fromisoformat(started_on).replace(tzinfo=UTC).timestamp())
         self._files: dict[str | None, Mapping[str, str]] = {None: self.original}
@@ -200,6 +198,16 @@ def sha256_of(files: Mapping[str, str]) -> str:
         f"{hashlib.sha256(files[path].encode()).hexdigest()}  {path}\0" for path in sorted(files)
     )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def editable_texts(template: Template) -> Mapping[str, str]:
+    """Give the text of each file that may be changed.
+
+    Raises:
+        ConfigError: one is not there, is no text, or has more than `MAX_FILE_BYTES`.
+
+    """
+    return {path: _text(template.directory / path, path) for path in sorted(template.editable)}
 
 
 def _text(path: Path, name: str) -> str:
