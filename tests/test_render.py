@@ -209,6 +209,21 @@ def test_the_tex_file_compiles_with_plain_tex_live(tmp_path: Path, name: str) ->
     assert END in pdf_text(tmp_path / "tex.pdf")
 
 
+@pytest.mark.skipif(shutil.which("lualatex") is None, reason="needs a TeX installation")
+@pytest.mark.parametrize("engine", ["xelatex", "lualatex"])
+def test_other_scripts_are_set_by_the_fonts_that_there_are_or_named(
+    tmp_path: Path, engine: str
+) -> None:
+    rendered = make_paper(
+        tmp_path, f"\u11d2 \u03bb \ud55c\uad6d\uc5b4 \u0440\u0443\n\n`\u0440\u0443`\n\n{END}\n"
+    )
+    command = [engine, "-halt-on-error", "-interaction=nonstopmode", rendered.tex.name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert b"Missing character" not in done.stdout
+    assert END in pdf_text(tmp_path / "paper.pdf")
+
+
 def test_only_png_files_below_the_root_are_let_through(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "plots").mkdir(parents=True)

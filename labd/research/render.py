@@ -232,7 +232,9 @@ def _tex(paper: _Paper, pictures: _PictureBook) -> str:
         template=_LAYOUT / "page.tex",
         limits=paper.limits,
     )
-    return text.replace("LABD-UNICODE-DECLARATIONS", _unicode_declarations(text), 1)
+    declared, active = _unicode_declarations(text)
+    text = text.replace("LABD-UNICODE-DECLARATIONS", declared, 1)
+    return text.replace("LABD-UNICODE-SIGNS", active, 1)
 
 
 def _guard_verbatim(element: Any) -> Any:
@@ -273,12 +275,27 @@ _TEX_KNOWN = frozenset(map(chr, (
 )))  # fmt: skip
 
 
-def _unicode_declarations(text: str) -> str:
-    lines = []
+_TEX_FONTS = (
+    *("Noto Serif CJK KR", "Noto Sans CJK KR", "NanumMyeongjo", "NanumGothic", "UnBatang"),
+    *("Noto Serif", "Noto Sans", "FreeSerif", "DejaVu Serif", "DejaVu Sans"),
+)
+"""Of Debian's packages fonts-noto, fonts-nanum, fonts-unfonts-core, fonts-freefont-otf and fonts-dejavu."""
+
+
+def _unicode_declarations(text: str) -> tuple[str, str]:
+    """Give what pdflatex, and what the other two, need to be told of the signs of a text."""
+    declared, active, fonts = [], [], False
     for char in sorted({char for char in text if ord(char) > 0x17F} - _TEX_KNOWN):
-        shown = _TEX_SIGNS.get(char, f"\\labdmissing{{{ord(char):04X}}}")
-        lines.append(f"  \\DeclareUnicodeCharacter{{{ord(char):04X}}}{{{shown}}}")
-    return "\n".join(lines)
+        code = f"{ord(char):04X}"
+        known = _TEX_SIGNS.get(char, "")
+        missing = f"\\labdmissing{{{code}}}"
+        declared.append(f"  \\DeclareUnicodeCharacter{{{code}}}{{{known or missing}}}")
+        wide = r"\labdbreak" if unicodedata.east_asian_width(char) in "WF" else ""
+        sign = f"\\labdsign{{{code}}}{wide}"
+        active.append(f"  \\labdactive{{{code}}}{{{known or sign}}}")
+        fonts = fonts or not known
+    offered = [f"  \\labdoffer{{{name}}}" for name in _TEX_FONTS] if fonts else []
+    return "\n".join(declared), "\n".join(offered + active)
 
 
 def _html(paper: _Paper, pictures: _PictureBook) -> str:
