@@ -15,6 +15,7 @@ from labd.llm.model import Timeouts
 from labd.llm.report import report
 from labd.llm.router import Router
 from labd.settings import Home
+from labd.text import printable
 
 _FRESH_S = 15.0
 _LOOK_TIMEOUTS = Timeouts(connect_s=2.0, look_s=5.0)
@@ -27,6 +28,9 @@ _UNKNOWN = {
     "num_gpus": None,
     "local": True,
     "drained": False,
+    "level": None,
+    "because": "",
+    "barred": "",
     "machine": None,
 }
 
@@ -131,6 +135,15 @@ def endpoint_lines(endpoints: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 yield f"  {text}"
 
 
+def state_lines(node: Mapping[str, Any]) -> Iterator[str]:
+    """Say why a node gets no new tasks, or only what others have no room for; `node` as `nodes` has it."""
+    if node.get("barred"):
+        yield f"no new tasks: {printable(str(node['barred']), 300)}"
+    elif node.get("level") == "high":
+        told = printable(str(node.get("because")), 300)
+        yield f"its load is high: new tasks go elsewhere while there is room ({told})"
+
+
 def machine_lines(facts: Mapping[str, Any] | None) -> Iterator[str]:
     """Say what a machine is and does, and what is wrong with it; `facts` as `labd.engine.probe` has them."""
     if facts is None:
@@ -140,8 +153,7 @@ def machine_lines(facts: Mapping[str, Any] | None) -> Iterator[str]:
             yield f"WARNING: {text}"
     if "cpus" not in facts:
         return
-    free, of = facts["memory_free_bytes"], facts["memory_bytes"]
-    yield f"load {facts['load']:g} of {facts['cpus']}, memory {_gib(free)} free of {_gib(of)}"
+    yield _load_line(facts)
     for gpu in facts["gpus"]:
         yield _gpu_line(gpu)
         for process in gpu["processes"]:
@@ -153,6 +165,20 @@ def machine_lines(facts: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"labd {facts['labd']}, Ray {facts['ray']}, Python {facts['python']}, Linux {facts['kernel']}"
     for gap in facts["gaps"]:
         yield f"the sandbox has the gap {gap['name']}: {gap['what']}"
+
+
+def _load_line(facts: Mapping[str, Any]) -> str:
+    """Say what a machine has and does; what another labd there does not tell is left out."""
+    free, of = facts["memory_free_bytes"], facts["memory_bytes"]
+    cpu, disk, hot = (facts.get(key) for key in ("cpu", "disk_used", "temperature_c"))
+    parts = [
+        f"load {facts['load']:g} of {facts['cpus']}",
+        f"CPU {cpu:.0%}" if cpu is not None else "",
+        f"memory {_gib(free)} free of {_gib(of)}",
+        f"disk {disk:.0%} full" if disk is not None else "",
+        f"{hot:.0f} °C" if hot is not None else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _gpu_line(gpu: Mapping[str, Any]) -> str:

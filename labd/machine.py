@@ -1,4 +1,4 @@
-"""What this machine is and does right now: processors, memory, GPUs as NVML tells of them. Plain data, for readers.
+"""What this machine is and does right now: processors, memory, disk, heat, GPUs as NVML tells of them. Plain data, for readers.
 
 `load` is for a page that asks again and again; `look` for other machines that ask now and then. Where there is no NVML,
 or one that fails, there are no GPUs, and `look` says why.
@@ -7,8 +7,10 @@ or one that fails, there are no GPUs, and `look` says why.
 import os
 import platform
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,27 +20,69 @@ from labd.text import printable
 
 _MAX_PROCESSES = 50
 _MAX_GPUS = 64
+_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")
 
 
-def look() -> dict[str, Any]:
+def look(disk: Path) -> dict[str, Any]:
     """Give the machine's facts: ``cpus``, ``load``, memory, ``gpus``, ``no_gpu`` (why there are none), and the time.
+
+    ``cpu_busy_s`` and ``cpu_all_s`` are sums over all CPUs since the machine started, as `cpu_share` compares them;
+    ``disk_used`` is a share from 0 to 1, ``temperature_c`` that of the hottest CPU, ``None`` where nothing says it.
 
     Each GPU: ``index``, ``name``, ``memory_bytes``, ``used_bytes``, ``busy`` (0 to 1), ``temperature_c`` and its
     ``processes`` (``pid``, ``name``, ``used_bytes``). What NVML does not tell is ``None``.
+
+    Args:
+        disk: a directory on the disk that fills up; where it does not exist yet, the nearest above it that does.
+
     """
     memory = psutil.virtual_memory()
     found, reason = gpus()
+    busy_s, all_s = _cpu_times_s()
     return {
         "unix_s": time.time(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cpus": os.cpu_count() or 1,
         "load": round(os.getloadavg()[0], 2),
+        "cpu_busy_s": busy_s,
+        "cpu_all_s": all_s,
         "memory_bytes": int(memory.total),
         "memory_free_bytes": int(memory.available),
+        "disk_used": _disk_used(disk),
+        "temperature_c": _temperature_c(),
         "gpus": found,
         "no_gpu": reason,
     }
+
+
+def cpu_share(before: Mapping[str, Any], now: Mapping[str, Any]) -> float | None:
+    """Give the busy share of all CPUs between two looks at one machine, from 0 to 1; ``None`` where it can't be told."""
+    all_s = now["cpu_all_s"] - before["cpu_all_s"]
+    if all_s <= 0:  # at once, or the machine has started anew
+        return None
+    return float(min(1.0, max(0.0, (now["cpu_busy_s"] - before["cpu_busy_s"]) / all_s)))
+
+
+def _cpu_times_s() -> tuple[float, float]:
+    """Give for how long all CPUs together have worked, and existed. A guest's time is in that of its user already."""
+    times = psutil.cpu_times()
+    all_s = sum(times) - times.guest - times.guest_nice
+    return all_s - times.idle - times.iowait, all_s
+
+
+def _disk_used(disk: Path) -> float | None:
+    there = next(path for path in (disk, *disk.parents) if path.exists())
+    try:
+        return float(psutil.disk_usage(str(there)).percent / 100)
+    except OSError:
+        return None
+
+
+def _temperature_c() -> float | None:
+    chips = psutil.sensors_temperatures()
+    found = [one.current for name in _CHIPS for one in chips.get(name, ()) if one.current]
+    return max(found, default=None)
 
 
 def gpus() -> tuple[list[dict[str, Any]], str]:

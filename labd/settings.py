@@ -240,8 +240,6 @@ class LoadSettings(_Part):
     temperature_critical: _Celsius = 90
     queue_high: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.0
     """Requests that wait for language models, for each that can be answered at once."""
-    every: Seconds = 5.0
-    """How often it is looked at."""
     calm: Seconds = 300.0
     """How long it must have been clearly lower before a level falls."""
 

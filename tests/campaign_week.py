@@ -1,15 +1,18 @@
 """A week of an adaptive campaign in seconds: the real decisions on a clock that jumps, with machines, people and results made up.
 
+Each machine has its own load and level; the real plan says what starts where.
+
 `python -m tests.campaign_week` prints what `docs/campaigns.md` states.
 """
 
 import heapq
 import itertools
 import json
+import math
 import random
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from labd.campaigns import (
@@ -28,12 +31,12 @@ from labd.campaigns import (
     classify,
     decide,
     fill,
-    free_cpu_load,
     learn,
     parse_campaign,
 )
-from labd.campaigns.load import PartOfDay, part_of_day
+from labd.campaigns.load import PartOfDay, free_load, part_of_day
 from labd.campaigns.mix import arm_of
+from labd.scheduler import Backlog, Demand, Node, Running, Snapshot, Waiting, plan
 from labd.settings import LoadSettings
 from labd.task import parse_task
 
@@ -68,67 +71,96 @@ TRUTHS = {
 }
 
 
+DEMAND = Demand(2, 1)
+NODES = (Node("a", "ada", 16, 2), Node("b", "bob", 16, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A task that runs."""
+
+    template: str
+    since_s: float
+    node_id: str
+
+
+def _seconds() -> defaultdict[tuple[str, Level], float]:
+    """Give sums by machine and level, all nothing."""
+    return defaultdict(float)
+
+
 @dataclass(slots=True)
 class Week:
     """A week, and what was measured in it. `people_every_s`: how often somebody submits a task of an hour."""
 
     seed: int = 0
-    rooms: tuple[Room, ...] = (Room(16, 2), Room(16, 2))
+    used: str = "a"
+    """The machines that others use in office hours, and whose memory runs full twice."""
     people_every_s: float = 6 * 3600.0
-    busy_people: bool = True
-    """Whether others use the machines in office hours, and memory runs full twice."""
+    lasts_s: float = WEEK_S
     now_s: float = 0.0
-    capacity: Capacity | None = None
-    pending: list[tuple[str, str]] = field(default_factory=list)
-    running: dict[str, tuple[str, float]] = field(default_factory=dict)
+    capacities: dict[str, Capacity] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    backlog: Backlog = field(default_factory=Backlog)
+    running: dict[str, Work] = field(default_factory=dict)
     ends: list[tuple[float, str]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     memory: Memory | None = None
     started: list[tuple[float, str]] = field(default_factory=list)
-    busy_slot_s: dict[Level, float] = field(default_factory=lambda: dict.fromkeys(Level, 0.0))
-    open_slot_s: dict[Level, float] = field(default_factory=lambda: dict.fromkeys(Level, 0.0))
-    levels: list[Level] = field(default_factory=list)
+    busy_slot_s: defaultdict[tuple[str, Level], float] = field(default_factory=_seconds)
+    open_slot_s: defaultdict[tuple[str, Level], float] = field(default_factory=_seconds)
+    levels: dict[str, list[Level]] = field(default_factory=lambda: {n.id: [] for n in NODES})
     added_when_critical: int = 0
+    """Tasks that were added while no machine was below critical load."""
     started_when_critical: int = 0
+    """Tasks that were started on a machine at critical load."""
     most_queued: int = 0
     _learnt: tuple[int, dict[str, Profile]] = (0, {})
 
     @property
     def slots(self) -> int:
         """How many tasks run at once."""
-        return int(sum(room.num_gpus for room in self.rooms))
+        return int(sum(node.num_gpus for node in NODES))
 
     def play(self) -> "Week":
         """Play the week."""
-        rng, loads = random.Random(self.seed), self._loads()
-        high, critical = LoadSettings().levels()
+        rng, loads = random.Random(self.seed), {node.id: self._loads(node) for node in NODES}
+        limits = Thresholds(*LoadSettings().levels())
         campaign = parse_campaign(CAMPAIGN.encode(), "week", "week.yaml")
         people_at_s = self.people_every_s
-        while self.now_s < WEEK_S:
+        while self.now_s < self.lasts_s:
             now = MONDAY + timedelta(seconds=self.now_s)
             self._end(rng)
             if self.now_s >= people_at_s:
-                self.pending.insert(0, (f"somebody-{people_at_s:.0f}", "usual"))
+                self._wait(f"somebody-{people_at_s:.0f}", "usual", priority=1)
                 people_at_s += self.people_every_s
-            self.capacity = classify(
-                self.capacity, next(loads), self.now_s, Thresholds(high, critical)
-            )
-            self.levels.append(self.capacity.level)
+            for node in NODES:
+                before, load = self.capacities.get(node.id), next(loads[node.id])
+                self.capacities[node.id] = classify(before, load, self.now_s, limits)
+                self.levels[node.id].append(self.capacities[node.id].level)
             memory = begin(campaign, self.memory, now)
             queue = self._queue("week--")
             decision = decide(campaign, memory, queue, now)
             if adding(campaign, now):
-                profiles = self._profiles()
-                lab = Lab(self.rooms, self.capacity, len(self.pending), len(self.running))
-                decision = fill(campaign, decision, queue, lab, profiles, now=now)
+                lab = Lab([self._room(node) for node in NODES], len(self.waiting))
+                decision = fill(campaign, decision, queue, lab, self._profiles(), now=now)
             self.memory = decision.memory
             for draft in decision.drafts:
                 spec = parse_task(draft.text.encode(), draft.name).spec
-                self.pending.append((draft.id, str(spec.template)))
+                self._wait(draft.id, str(spec.template))
             self._count(len(decision.drafts))
             self._dispatch(rng)
             self.now_s += STEP_S
         return self
+
+    def _room(self, node: Node) -> Room:
+        return Room(node.num_cpus, node.num_gpus, self._level(node.id), len(self._on(node.id)))
+
+    def _level(self, node_id: str) -> Level:
+        return self.capacities[node_id].level
+
+    def _on(self, node_id: str) -> list[str]:
+        return [task for task, work in self.running.items() if work.node_id == node_id]
 
     def _profiles(self) -> dict[str, Profile]:
         if len(self.outcomes) != self._learnt[0]:
@@ -137,79 +169,106 @@ class Week:
 
     def _queue(self, prefix: str) -> Queue:
         return Queue(
-            [one for one, _ in self.pending if one.startswith(prefix)],
+            [one for one in self.waiting if one.startswith(prefix)],
             [one for one in self.running if one.startswith(prefix)],
         )
 
+    def _wait(self, task: str, template: str, priority: int = 0) -> None:
+        self.waiting[task] = template
+        self.backlog.add(Waiting(task, priority, int(self.now_s), DEMAND, seen_s=self.now_s))
+
     def _dispatch(self, rng: random.Random) -> None:
-        """Start what fits, as the scheduler does; nothing under critical load."""
-        assert self.capacity is not None
-        if self.capacity.level is Level.CRITICAL:
+        """Start what the scheduler says, on nodes as the daemon's `Cluster` hands them to it."""
+        if not self.waiting:
             return
-        while self.pending and len(self.running) < self.slots:
-            task, template = self.pending.pop(0)
+        nodes = [
+            replace(node, loaded=self._level(node.id) is Level.HIGH)
+            for node in NODES
+            if self._level(node.id) is not Level.CRITICAL
+        ]
+        held = [Running(task, work.node_id, DEMAND) for task, work in self.running.items()]
+        for start in plan(Snapshot(self.backlog, held, nodes, {}, self.now_s, math.inf)).starts:
+            template = self.waiting.pop(start.key)
+            self.backlog.discard(start.key)
             length_s = 60 * TRUTHS[template].minutes * rng.uniform(0.7, 1.4)
-            self.running[task] = (template, self.now_s)
-            heapq.heappush(self.ends, (self.now_s + length_s, task))
+            self.running[start.key] = Work(template, self.now_s, start.node_id)
+            heapq.heappush(self.ends, (self.now_s + length_s, start.key))
             self.started.append((self.now_s, template))
+            self.started_when_critical += self._level(start.node_id) is Level.CRITICAL
 
     def _end(self, rng: random.Random) -> None:
         while self.ends and self.ends[0][0] <= self.now_s:
             at_s, task = heapq.heappop(self.ends)
-            template, began_s = self.running.pop(task)
-            truth = TRUTHS[template]
+            work = self.running.pop(task)
+            truth = TRUTHS[work.template]
             done = rng.random() < truth.done
             improved = done and rng.random() < truth.improved
             self.outcomes.append(
                 Outcome(
                     task,
-                    arm_of(template, None),
+                    arm_of(work.template, None),
                     "week",
                     "done" if done else "failed",
                     at_s,
-                    wall_s=at_s - began_s,
-                    gpu_s=at_s - began_s,
+                    wall_s=at_s - work.since_s,
+                    gpu_s=at_s - work.since_s,
                     verdict="improved" if improved else "no_improvement",
                     effect_size=1.0 if improved else None,
                 )
             )
 
     def _count(self, added: int) -> None:
-        assert self.capacity is not None
-        level = self.capacity.level
-        self.busy_slot_s[level] += STEP_S * len(self.running)
-        self.open_slot_s[level] += STEP_S * self.slots
-        self.added_when_critical += added if level is Level.CRITICAL else 0
-        self.most_queued = max(self.most_queued, len(self.pending))
+        for node in NODES:
+            key = (node.id, self._level(node.id))
+            self.busy_slot_s[key] += STEP_S * len(self._on(node.id))
+            self.open_slot_s[key] += STEP_S * node.num_gpus
+        if all(self._level(node.id) is Level.CRITICAL for node in NODES):
+            self.added_when_critical += added
+        self.most_queued = max(self.most_queued, len(self.waiting))
 
-    def _loads(self) -> Iterator[Load]:
-        """Give what the machines' load is: noisy, people at work, and twice a program that eats the memory for half an hour."""
-        rng = random.Random(self.seed + 1)
+    def _loads(self, node: Node) -> Iterator[Load]:
+        """Give what a machine's load is.
+
+        Noisy, with people at work where others use it, and twice a program that eats the memory for half an hour.
+        """
+        rng = random.Random(f"{self.seed + 1} {node.id}")
         eats = (1.4 * 86_400, 4.6 * 86_400)
+        used, cpus = node.id in self.used, node.num_cpus
         while True:
             local = MONDAY + timedelta(seconds=self.now_s)
-            office = self.busy_people and part_of_day(local) is PartOfDay.OFFICE
-            given = 2.0 * len(self.running)
-            others = 32 * (rng.gauss(0.62, 0.08) if office else max(0.0, rng.gauss(0.05, 0.03)))
+            office = used and part_of_day(local) is PartOfDay.OFFICE
+            tasks = len(self._on(node.id))
+            others = cpus * (rng.gauss(0.62, 0.08) if office else max(0.0, rng.gauss(0.05, 0.03)))
+            given = tasks * DEMAND.num_cpus
             memory = rng.gauss(0.80 if office else 0.6, 0.03)
-            if self.busy_people and any(0 <= self.now_s - at < 1800 for at in eats):
+            if used and any(0 <= self.now_s - at < 1800 for at in eats):
                 memory = rng.gauss(0.97, 0.01)
+            use = 0.95 * tasks / node.num_gpus
             yield Load(
-                cpu=free_cpu_load(min(1.0, (given + others) / 32), 32, given),
+                cpu=free_load(min(1.0, (given + others) / cpus), cpus, given),
                 memory=memory,
                 disk=0.4,
-                gpu=min(1.0, len(self.running) / self.slots) * 0.7,
-                gpu_memory=0.5,
-                temperature_c=rng.gauss(60 + 3 * len(self.running), 2),
+                gpu=free_load(use, node.num_gpus, tasks * DEMAND.num_gpus),
+                gpu_memory=free_load(0.5, node.num_gpus, tasks * DEMAND.num_gpus),
+                temperature_c=rng.gauss(60 + 6 * tasks, 2),
             )
 
     # --- what was measured
 
-    def utilisation(self, *levels: Level) -> float:
-        """Give the busy share of the slots while the load was at these levels; at any, where none are named."""
+    def utilisation(self, *levels: Level, node_id: str = "") -> float:
+        """Give the busy share of the slots of machines at these levels (any, where none are named); or of one machine."""
+        total = self.hours(*levels, node_id=node_id) * 3600
+        busy = sum(self.busy_slot_s[key] for key in self._keys(levels, node_id))
+        return busy / total
+
+    def hours(self, *levels: Level, node_id: str = "") -> float:
+        """Give for how many hours the slots of machines were there at these levels, all slots added up."""
+        return sum(self.open_slot_s[key] for key in self._keys(levels, node_id)) / 3600
+
+    def _keys(self, levels: Sequence[Level], node_id: str) -> list[tuple[str, Level]]:
         wanted = levels or tuple(Level)
-        total = sum(self.open_slot_s[level] for level in wanted)
-        return sum(self.busy_slot_s[level] for level in wanted) / total
+        nodes = [node_id] if node_id else [node.id for node in NODES]
+        return [(node, level) for node in nodes for level in wanted]
 
     def longest_gap_h(self, template: str) -> float:
         """Give the longest time in which no task of a template started."""
@@ -217,8 +276,11 @@ class Week:
         return max(b - a for a, b in itertools.pairwise(times)) / 3600
 
     def changes_per_day(self) -> float:
-        """Give how often the level changed, in the mean of a day."""
-        return sum(a != b for a, b in itertools.pairwise(self.levels)) / 7
+        """Give how often a machine's level changed, in the mean of a day; of the machine where it changed most."""
+        return (
+            max(sum(a != b for a, b in itertools.pairwise(one)) for one in self.levels.values())
+            / 7
+        )
 
     def shares(self) -> dict[str, float]:
         """Give the share of each template in all starts."""
@@ -240,17 +302,18 @@ class Week:
             "slots": self.slots,
             "tasks": len(self.started),
             "utilisation": round(self.utilisation(), 4),
+            "utilisation of each machine": {
+                node.name: round(self.utilisation(node_id=node.id), 4) for node in NODES
+            },
             "utilisation by load": {
                 level.word: round(self.utilisation(level), 4)
                 for level in Level
-                if self.open_slot_s[level]
+                if self.hours(level)
             },
-            "hours by load": {
-                level.word: round(self.open_slot_s[level] / self.slots / 3600, 1)
-                for level in Level
-            },
+            "slot hours by load": {level.word: round(self.hours(level), 1) for level in Level},
             "level changes per day": round(self.changes_per_day(), 2),
             "added under critical load": self.added_when_critical,
+            "started under critical load": self.started_when_critical,
             "most queued": self.most_queued,
             "longest gap of a template, h": {
                 name: round(self.longest_gap_h(name), 1) for name in TRUTHS
@@ -267,8 +330,9 @@ if __name__ == "__main__":
     print(
         json.dumps(
             {
-                "people at work": Week().play().facts(),
-                "nobody there": Week(busy_people=False).play().facts(),
+                "people at one machine": Week().play().facts(),
+                "people at both": Week(used="ab").play().facts(),
+                "nobody there": Week(used="").play().facts(),
             },
             indent=2,
         )

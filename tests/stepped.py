@@ -22,7 +22,7 @@ from labd import files, worker
 from labd.archive import Archive, History
 from labd.daemon import Daemon
 from labd.engine.client import Engine
-from labd.engine.types import Down, Ended, Event, Held, Job, NodeInfo, Ready
+from labd.engine.types import Down, Ended, Event, Held, Job, Machines, NodeInfo, Ready
 from labd.log import Logger
 from labd.settings import Home, SandboxSettings, Settings
 from labd.spool import Spool
@@ -51,11 +51,15 @@ class SteppedEngine(Engine):
 
     Raises `AssertionError` where Ray would have to let an order wait, or where two attempts at one task
     would be at work at once: a daemon must ask for neither.
+
+    Attributes:
+        nodes: the machines, of which the first is the daemon's own; a test may add some before they come up.
+
     """
 
     def __init__(self, *, num_cpus: float = 2.0, survives: bool = False) -> None:
         self._survives = survives
-        self._node = NodeInfo("n1", "here", num_cpus, 0.0)
+        self.nodes = [NodeInfo("n1", "here", num_cpus, 0.0)]
         self._attempts: dict[Key, Attempt] = {}
         self._news: list[Event] = []
         self._told: list[Key] = []
@@ -83,8 +87,10 @@ class SteppedEngine(Engine):
                 f"{job.task_id} is at work already, and attempt {job.attempt} was ordered"
             )
             self._attempts[attempt.key] = attempt
-            assert sum(a.job.num_cpus for a in self.live()) <= self._node.num_cpus, (
-                f"no room for {job.task_id} beside {[a.key for a in self.live()]}"
+            there = [a for a in self.live() if a.job.node_id == job.node_id]
+            node = next(node for node in self.nodes if node.id == job.node_id)
+            assert sum(a.job.num_cpus for a in there) <= node.num_cpus, (
+                f"no room for {job.task_id} beside {[a.key for a in there]}"
             )
 
     def cancel(self, task_id: str, attempt: int) -> None:
@@ -141,6 +147,10 @@ class SteppedEngine(Engine):
         """Say the end of an attempt that the daemon has long forgotten."""
         self._news.append(Ended(task_id, attempt, "returned", dict(outcome), ""))
 
+    def tell(self, **machines: dict[str, Any]) -> None:
+        """Have machines say what they are and do, by node id."""
+        self._news.append(Machines(machines))
+
     def go_down(self) -> None:
         """Let the driver's process end; its Ray and all work end with it, unless Ray is a service."""
         self.break_off()
@@ -152,8 +162,8 @@ class SteppedEngine(Engine):
         self._told.clear()
         self.up = True
         now_s = time.monotonic()
-        has = [Held(*a.key, "n1", now_s - a.since_s) for a in self._attempts.values()]
-        self._news += [Ready([self._node], "", has)]
+        has = [Held(*a.key, a.job.node_id, now_s - a.since_s) for a in self._attempts.values()]
+        self._news += [Ready([*self.nodes], "", has)]
         self._news += [a.end for a in self._attempts.values() if a.end is not None]
 
     def break_off(self) -> None:
@@ -352,6 +362,12 @@ class Lab:
         """Tick until what was asked has been done."""
         for _ in range(ticks):
             self.tick()
+
+    def turn(self) -> None:
+        """Let it see what is new, and campaigns take their next turn."""
+        self.settle(1)
+        self.clock.jump(1)
+        self.settle()
 
     # --- what people do
 

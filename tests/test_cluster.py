@@ -105,8 +105,8 @@ def test_another_labd_is_a_problem_with_what_to_do() -> None:
     assert "make install" in version_problem({"labd": "0.0.9"}, "0.1.0")
 
 
-def test_this_machine_is_looked_at_with_gpus_or_why_there_are_none() -> None:
-    seen = machine.look()
+def test_this_machine_is_looked_at_with_gpus_or_why_there_are_none(tmp_path: Path) -> None:
+    seen = machine.look(tmp_path / "not" / "there")
     assert seen["cpus"] >= 1
     assert 0 < seen["memory_free_bytes"] <= seen["memory_bytes"]
     assert bool(seen["gpus"]) is not bool(seen["no_gpu"])
@@ -114,7 +114,7 @@ def test_this_machine_is_looked_at_with_gpus_or_why_there_are_none() -> None:
         assert 0 <= gpu["used_bytes"] <= gpu["memory_bytes"]
 
 
-def test_gpus_are_told_with_what_nvml_knows_of_them() -> None:
+def test_gpus_are_told_with_what_nvml_knows_of_them(tmp_path: Path) -> None:
     gpu: dict[str, Any] = {
         "index": 0,
         "name": "H200",
@@ -124,7 +124,7 @@ def test_gpus_are_told_with_what_nvml_knows_of_them() -> None:
         "temperature_c": 41,
         "processes": [{"pid": 7, "name": "ollama", "used_bytes": 2**36}],
     }
-    seen = {**machine.look(), **SOUND, "gaps": [], "gpus": [gpu], "no_gpu": ""}
+    seen = {**machine.look(tmp_path), **SOUND, "gaps": [], "gpus": [gpu], "no_gpu": ""}
     lines = list(machine_lines(seen))
     assert lines[1] == "GPU 0: H200, 64.0 GiB of 128.0 GiB used, 50% busy, 41 °C"
     assert lines[2] == "  process 7 ollama 64.0 GiB"

@@ -35,16 +35,16 @@ from labd.campaigns.load import (
     Room,
     Thresholds,
     classify,
-    free_cpu_load,
 )
 from labd.campaigns.mix import Outcome, Profile, learn, outcome_from_json, outcome_of
 from labd.campaigns.model import FILL, Campaign, Intensity, Step, parse_campaign
+from labd.campaigns.readings import Endpoints, endpoints_of, load_of
 from labd.campaigns.tasks import Draft, draft_name, drafts
 
 __all__ = [
     "DECISIONS", "FILL", "LOCK", "MEMORY", "OUTCOMES",
-    "BoundedLines", "Campaign", "Capacity", "Decision", "Draft", "Intensity", "Lab", "Level", "Library", "Load", "Memory", "Note",
+    "BoundedLines", "Campaign", "Capacity", "Decision", "Draft", "Endpoints", "Intensity", "Lab", "Level", "Library", "Load", "Memory", "Note",
     "Outcome", "Profile", "Queue", "Remembered", "Room", "Step", "Thresholds", "adding", "begin", "classify",
-    "decide", "draft_name", "drafts", "expected_gpu_hours", "fill", "free_cpu_load", "learn", "outcome_from_json",
+    "decide", "draft_name", "drafts", "endpoints_of", "expected_gpu_hours", "fill", "learn", "load_of", "outcome_from_json",
     "outcome_of", "parse_campaign", "read_campaign", "read_domains", "submit", "upcoming",
 ]  # fmt: skip

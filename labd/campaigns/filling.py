@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from labd.campaigns.firing import Decision, Memory, Note, Queue, over_gpu_hours, room_for
-from labd.campaigns.load import Capacity, Level, Room, concurrency, part_of_day, slots_for
+from labd.campaigns.load import Concurrency, Level, Room, concurrency, part_of_day
 from labd.campaigns.mix import Profile, arm_of, pick, seed_for
 from labd.campaigns.model import FILL, Campaign
 from labd.campaigns.tasks import draft
@@ -19,15 +19,16 @@ _AHEAD = 0.25
 class Lab:
     """What the adaptive queue sees of the lab.
 
-    `queued`, `running`: how many tasks wait and run in all, whoever's they are. `calls`: how many requests the
-    endpoints of language models answer at once; ``None``: not known.
+    `rooms`: the nodes that may be used and have said how loaded they are. `queued`: how many tasks wait, whoever's they are.
+    `calls`: how many requests the endpoints of language models answer at once (``None``: not known), `endpoints` how
+    loaded they are, `tokens_per_s` what they have answered with in the last minute.
     """
 
     rooms: Sequence[Room]
-    capacity: Capacity
     queued: int = 0
-    running: int = 0
     calls: int | None = None
+    endpoints: Level = Level.NORMAL
+    tokens_per_s: float | None = None
 
 
 def arms_of(campaign: Campaign) -> dict[str, list[Mapping[str, Any]]]:
@@ -45,15 +46,35 @@ def expected_gpu_hours(keys: Mapping[str, Any], profiles: Mapping[str, Profile])
     return float(keys.get("num_gpus", 0.0)) * profile.duration_s / 3600
 
 
-def wanted(campaign: Campaign, lab: Lab) -> int:
-    """Give how many tasks should wait or run in the lab, for it to be busy: what can run, and a quarter of it ahead."""
+def wanted(campaign: Campaign, lab: Lab) -> tuple[int, Concurrency]:
+    """Give how many tasks should wait in the lab, for it to be busy: what may start now, and a quarter ahead of all.
+
+    Nothing waits ahead while a machine's load is high: it would start there, beyond the half that is to run.
+    """
+    rooms = lab.rooms
+    if lab.endpoints is Level.HIGH and any(keys.get("model") for keys in campaign.pool):
+        rooms = [replace(room, level=max(room.level, Level.HIGH)) for room in rooms]
     sizes = [(k.get("num_cpus", 1.0), k.get("num_gpus", 0.0)) for k in campaign.pool]
-    slots = max((slots_for(lab.rooms, cpus, gpus) for cpus, gpus in sizes), default=0)
+    each = (concurrency(rooms, cpus, gpus) for cpus, gpus in sizes)
+    found = max(each, key=lambda one: one.recommended)
+    most, free, over = found.recommended, found.free, 0
+    limit = _limit(campaign, lab)
+    if limit is not None and limit < most:
+        free, over = max(0, min(free, limit - found.busy)), max(0, found.busy - limit)
+        most = limit
+    if not most or any(room.level is Level.HIGH for room in rooms):
+        return free, found
+    return free + max(0, max(1, int(_AHEAD * most)) - over), found
+
+
+def _limit(campaign: Campaign, lab: Lab) -> int | None:
+    """Give how many should run at most for the endpoints' sake, and by the campaign's intensity."""
+    limits = []
     if lab.calls is not None and all(keys.get("model") for keys in campaign.pool):
-        slots = min(slots, max(1, lab.calls))
-    level, intensity = lab.capacity.level, campaign.spec.intensity
-    running = concurrency(level, slots, intensity.parallel if intensity else None)
-    return 0 if level is Level.CRITICAL else running + max(1, int(_AHEAD * running))
+        limits.append(max(1, lab.calls))
+    if campaign.spec.intensity:
+        limits.append(campaign.spec.intensity.parallel)
+    return min(limits, default=None)
 
 
 def fill(
@@ -81,8 +102,8 @@ def fill(
     adaptive = campaign.spec.adaptive
     if adaptive is None or over_gpu_hours(campaign, gpu_hours):
         return before
-    target = wanted(campaign, lab)
-    number = target - lab.queued - lab.running - len(before.drafts)
+    target, found = wanted(campaign, lab)
+    number = target - lab.queued - len(before.drafts)
     number = min(number, room_for(campaign, queue, len(before.drafts)))
     if number <= 0:
         return before
@@ -96,7 +117,7 @@ def fill(
             memory.picked,
             exploration=adaptive.exploration,
             part=part,
-            level=lab.capacity.level,
+            level=found.level,
         )
         keys = _next_of(arms[chosen.arm], chosen.arm, memory)
         given = {**memory.given, chosen.arm: memory.given.get(chosen.arm, 0) + 1}
@@ -104,7 +125,13 @@ def fill(
         new = draft(campaign, FILL, now, count, keys)
         added.append(new)
         facts = {"campaign": campaign.name, "task": new.id, "arm": chosen.arm, "why": chosen.why}
-        room = {"target": target, "queued": lab.queued, "running": lab.running}
+        room = {
+            "recommended": found.recommended,
+            "queued": lab.queued,
+            "running": found.busy,
+            "level": found.level.word,
+            "tokens_per_s": lab.tokens_per_s,
+        }
         notes.append(Note("campaign.added", {**facts, **room, "at": to_iso(now)}))
     return replace(before, memory=memory, drafts=added, notes=notes)
 

@@ -1,13 +1,13 @@
-"""How loaded a machine is, in three levels with hysteresis, and how many tasks that leaves room for. Pure.
+"""How loaded each machine is, in three levels with hysteresis, and how many tasks that leaves room for. Pure.
 
 What counts, and why not everything does:
 
 - **CPU** is the busy part of those CPUs that the lab has *not* given to its tasks. CPUs that it has given out are meant
   to be busy; that others use the rest is what the lab can't know otherwise.
 - **Memory** and **disk** are what is used of the whole. **Temperature** is that of the hottest part that says so.
-- **GPU use** and **graphics memory** make a machine *high*, never *critical*: a GPU at 100 % is what the lab is
-  for, and models fill the memory on purpose (docs/models.md says who gives way).
-- **Endpoints**: requests that wait, for each request that can be answered at once. Also never critical.
+- **GPU use** and **graphics memory** are of the GPUs that the lab has not given out, and not looked at where endpoints
+  of the lab fill them on purpose (docs/models.md says who gives way). They make a machine *high*, never *critical*.
+- **Endpoints**, of the whole lab: requests that wait, for each that can be answered at once. Also never critical.
 """
 
 import math
@@ -46,6 +46,8 @@ class Load:
     temperature_c: float | None = None
     queue: float | None = None
     """Requests that wait for language models, for each slot of the endpoints."""
+    tokens_per_s: float | None = None
+    """What the endpoints have answered with in the last minute; for people to see, without a threshold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +135,19 @@ def _shown(name: str, value: float, *, bare: bool = False) -> str:
     return text if bare else f"{what} {text}"
 
 
-def free_cpu_load(busy: float, num_cpus: float, given: float) -> float | None:
-    """Give how busy the CPUs are that the lab has not given out, from 0 to 1; ``None`` where it gave out all.
+def free_load(busy: float, total: float, given: float) -> float | None:
+    """Give how busy those CPUs (or GPUs) are that the lab has not given out, from 0 to 1; ``None`` where it gave out all.
 
     Args:
-        busy: the busy share of all CPUs.
-        num_cpus: how many there are.
+        busy: the busy share of all of them.
+        total: how many there are.
         given: how many of them tasks hold.
 
     """
-    free = num_cpus - given
+    free = total - given
     if free < 0.5:
         return None
-    return min(1.0, max(0.0, busy * num_cpus - given) / free)
+    return min(1.0, max(0.0, busy * total - given) / free)
 
 
 # --- what that leaves room for
@@ -153,33 +155,55 @@ def free_cpu_load(busy: float, num_cpus: float, given: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a node has in all."""
+    """A node: what it has in all, how loaded it is, and how many tasks run there, whoever's they are."""
 
     num_cpus: float
     num_gpus: float
+    level: Level = Level.NORMAL
+    running: int = 0
 
 
-def slots_for(rooms: Sequence[Room], num_cpus: float, num_gpus: float) -> int:
-    """Give how many tasks of a size fit onto the nodes at once."""
-    total = 0
-    for room in rooms:
-        by_cpu = room.num_cpus / num_cpus
-        by_gpu = room.num_gpus / num_gpus if num_gpus else math.inf
-        total += int(min(by_cpu, by_gpu) + 1e-6)
-    return total
+def slots_for(room: Room, num_cpus: float, num_gpus: float) -> int:
+    """Give how many tasks of a size fit onto a node at once."""
+    by_cpu = room.num_cpus / num_cpus
+    by_gpu = room.num_gpus / num_gpus if num_gpus else math.inf
+    return int(min(by_cpu, by_gpu) + 1e-6)
 
 
-def concurrency(level: Level, slots: int, most: int | None = None) -> int:
-    """Give how many tasks should run: all that fit, half of it under high load, none to be added under critical.
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """How many tasks of a size should run on the nodes together, and how that compares with what runs.
 
-    Args:
-        level: of the most loaded machine.
-        slots: how many fit at once.
-        most: the campaign's own limit.
-
+    `recommended`: all that fit at normal load, half of it at high, none at critical. `free`: what may start now. `busy`: what
+    runs. `level`: that at which most of what is recommended runs.
     """
-    wanted = {Level.NORMAL: slots, Level.HIGH: max(1, slots // 2), Level.CRITICAL: 0}[level]
-    return wanted if most is None else min(wanted, most)
+
+    recommended: int
+    free: int
+    busy: int
+    level: Level
+
+
+def concurrency(rooms: Sequence[Room], num_cpus: float, num_gpus: float) -> Concurrency:
+    """Give the recommended concurrency: the sum over the nodes, each at its own level.
+
+    What runs on a node counts there only, up to what fits: a node that others fill, or one at critical load whose tasks
+    go on, is no reason to leave another idle.
+    """
+    fit, busy = dict.fromkeys(Level, 0), dict.fromkeys(Level, 0)
+    for room in rooms:
+        slots = slots_for(room, num_cpus, num_gpus)
+        fit[room.level] += slots
+        busy[room.level] += min(room.running, slots)
+    half = max(1, fit[Level.HIGH] // 2) if fit[Level.HIGH] else 0
+    wanted = {Level.NORMAL: fit[Level.NORMAL], Level.HIGH: half, Level.CRITICAL: 0}
+    total = sum(wanted.values())
+    return Concurrency(
+        recommended=total,
+        free=sum(max(0, wanted[level] - busy[level]) for level in Level),
+        busy=sum(busy.values()),
+        level=max(wanted, key=lambda level: (wanted[level], -level)) if total else Level.CRITICAL,
+    )
 
 
 class PartOfDay(IntEnum):

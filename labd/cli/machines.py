@@ -129,7 +129,7 @@ def _show_models(found: dict[str, Any]) -> None:
 
 
 def _show_nodes(found: list[dict[str, Any]]) -> None:
-    from labd.inventory import endpoint_lines, machine_lines
+    from labd.inventory import endpoint_lines, machine_lines, state_lines
 
     for node in found:
         if node["name"]:
@@ -138,8 +138,9 @@ def _show_nodes(found: list[dict[str, Any]]) -> None:
                 for key, unit in (("num_cpus", "CPUs"), ("num_gpus", "GPUs"))
                 if node[key] is not None
             ]
-            drained = " (drained: no new tasks)" if node.get("drained") else ""
-            out(f"{safe(node['name'])}: {', '.join(size) or 'no daemon runs'}{drained}")
+            out(f"{safe(node['name'])}: {', '.join(size) or 'no daemon runs'}")
+            for line in state_lines(node):
+                out(f"  {line}")
             for line in machine_lines(node.get("machine")):
                 out(f"  {line}")
         else:

@@ -6,7 +6,7 @@ is decided again, and its files are known by their names.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,6 @@ from labd.campaigns import (
     Capacity,
     Decision,
     Lab,
-    Level,
     Library,
     Memory,
     Note,
@@ -31,11 +30,8 @@ from labd.campaigns import (
     Profile,
     Queue,
     Remembered,
-    Room,
-    Thresholds,
     adding,
     begin,
-    classify,
     decide,
     expected_gpu_hours,
     fill,
@@ -46,8 +42,8 @@ from labd.campaigns import (
     submit,
     upcoming,
 )
-from labd.campaigns.probes import Probe
 from labd.clock import to_iso
+from labd.daemon.loads import Loads, SeenNode
 from labd.daemon.telling import Once
 from labd.errors import ConfigError, LabdError, TaskFileError
 from labd.log import Logger
@@ -71,9 +67,9 @@ class Seen:
     """File names."""
     running: Sequence[str]
     """Ids."""
-    rooms: Sequence[Room]
-    given_cpus: float
-    """CPUs of the lab's own machine that tasks hold."""
+    ready: int
+    """How many tasks wait for nothing but room, whoever's they are."""
+    nodes: Sequence[SeenNode]
 
 
 @dataclass(slots=True)
@@ -82,8 +78,6 @@ class _Kept:
     outcomes: list[Outcome] = field(default_factory=list)
     profiles: dict[str, Profile] = field(default_factory=dict)
     seeds: dict[str, Profile] = field(default_factory=dict)
-    capacity: Capacity | None = None
-    calls: int | None = None
     new_outcomes: bool = True
 
 
@@ -98,8 +92,9 @@ class Campaigning:
         self._decisions = BoundedLines(home.run_dir / DECISIONS)
         self._outcomes = BoundedLines(home.run_dir / OUTCOMES)
         self._kept = _Kept()
-        self._probe: Probe | None = None
-        self._probe_at_s = 0.0
+        self._loads = Loads(home)
+        self._others = 0
+        """How many tasks wait that are of no campaign."""
         self._started = False
         self.next_s = 0.0
         """When there is something to do, by the monotonic clock."""
@@ -120,12 +115,16 @@ class Campaigning:
             self._catch_up()
         self._busy = bool(running)
         if not running:
-            self._forget_load()
+            self._loads.forget()
             return []
         self._learn()
         adaptive = [c for c in running if adding(c, now)]
-        self._look(bool(adaptive), seen, now_s)
+        if adaptive:
+            self._say(self._loads.look(seen.nodes))
+        else:
+            self._loads.forget()
         queues = _queues(running, seen)
+        self._others = max(0, seen.ready - sum(len(q.pending) for q in queues.values()))
         changed: list[str] = []
         for campaign in sorted(running, key=lambda c: (-(c.spec.priority or 0), c.name)):
             changed += self._one(campaign, queues, seen, now, adds=campaign in adaptive)
@@ -133,12 +132,9 @@ class Campaigning:
         return changed
 
     @property
-    def hold(self) -> str:
-        """Why nothing may start: an adaptive campaign is under way, and the machine's load is critical."""
-        capacity = self._kept.capacity
-        if capacity is None or capacity.level is not Level.CRITICAL:
-            return ""
-        return f"waits for the machine: its load is critical ({capacity.because})"
+    def capacities(self) -> Mapping[str, Capacity]:
+        """How loaded each node is, by its id; nothing is known where no adaptive campaign is under way."""
+        return self._loads.capacities()
 
     def soon(self) -> None:
         """Take the next turn soon: tasks have started or ended."""
@@ -152,12 +148,8 @@ class Campaigning:
             self.soon()
 
     def facts(self) -> dict[str, Any]:
-        """Give what readers may know: the load, and what is wrong with files."""
-        capacity = self._kept.capacity
-        told: dict[str, Any] = {"problems": dict(self._library.problems)}
-        if capacity is not None:
-            told["load"] = {"level": capacity.level.word, "because": capacity.because}
-        return told
+        """Give what readers may know: what is wrong with files."""
+        return {"problems": dict(self._library.problems)}
 
     # --- a turn
 
@@ -174,14 +166,15 @@ class Campaigning:
         memory = begin(campaign, known, now)
         hours = self._gpu_hours(campaign, queue, now)
         decision = decide(campaign, memory, queue, now, gpu_hours=hours)
-        capacity = self._kept.capacity
-        if adds and capacity is not None and not decision.wind_down:
+        rooms = self._loads.rooms(seen.nodes) if adds and not decision.wind_down else []
+        if rooms:
+            loads = self._loads
             lab = Lab(
-                seen.rooms,
-                capacity,
-                sum(len(q.pending) for q in queues.values()),
-                len(seen.running),
-                self._kept.calls,
+                rooms,
+                self._others + sum(len(q.pending) for q in queues.values()),
+                loads.endpoints.calls,
+                loads.queue_level,
+                loads.endpoints.load.tokens_per_s,
             )
             profiles = self._profiles()
             decision = fill(campaign, decision, queue, lab, profiles, now=now, gpu_hours=hours)
@@ -309,33 +302,6 @@ class Campaigning:
                     keys = spec.model_dump(include={"template", "model", "num_gpus"})
                     under_way += expected_gpu_hours(keys, profiles)
         return spent + under_way
-
-    def _look(self, wanted: bool, seen: Seen, now_s: float) -> None:  # noqa: FBT001
-        """Take the machine's load, where an adaptive campaign is under way."""
-        if not wanted:
-            self._forget_load()
-            return
-        if self._probe is None:
-            self._probe = Probe(self._home.results, self._home.models_status)
-            self._probe_at_s = 0.0
-        settings = self._home.settings.load
-        if now_s < self._probe_at_s:
-            return
-        self._probe_at_s = now_s + settings.every
-        high, critical = settings.levels()
-        load, self._kept.calls = self._probe.read(seen.given_cpus)
-        before = self._kept.capacity
-        after = classify(before, load, now_s, Thresholds(high, critical, settings.calm))
-        self._kept.capacity = after
-        if before is None or before.level is not after.level:
-            facts = {"level": after.level.word, "because": after.because}
-            self._say([Note("load.changed", facts)])
-
-    def _forget_load(self) -> None:
-        self._kept.capacity = None
-        if self._probe is not None:
-            self._probe.close()
-            self._probe = None
 
     # --- telling
 

@@ -2,12 +2,15 @@
 
 import json
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from labd.campaigns import Capacity, Level
+from labd.daemon.loads import SeenNode
 from labd.engine.types import NodeInfo
 from labd.log import Logger
-from labd.scheduler import Node
+from labd.scheduler import Barred, Node, Running
 from labd.text import printable
 
 _MAX_NODES = 10_000
@@ -24,6 +27,8 @@ class Cluster:
         self._said: dict[str, str] = {}
         self.nodes: list[NodeInfo] = []
         self.machines: dict[str, dict[str, Any]] = {}
+        self.capacities: Mapping[str, Capacity] = {}
+        """How loaded nodes are, by id, where somebody looks; at critical load they get no new tasks."""
 
     def tell(self, machines: dict[str, dict[str, Any]]) -> None:
         """Take what the machines say of themselves; what is wrong with one is logged once."""
@@ -44,10 +49,33 @@ class Cluster:
         self._said = {node: what for node, what in self._said.items() if node in machines}
 
     def usable(self) -> list[Node]:
-        """Give the nodes that new tasks may go to: not drained, and, but for the lab's own, seen to have the same labd."""
+        """Give the nodes that new tasks may go to.
+
+        Not drained, but for the lab's own seen to have the same labd, and not at critical load.
+        """
+        self._read_drained()
+        return [self._as_node(n) for n in self.nodes if self._is_sound(n) and not self._barred(n)]
+
+    def barred(self) -> list[Barred]:
+        """Give the nodes that get no new tasks although all is well with them, each with why and what to do."""
+        self._read_drained()
+        sound = ((n, self._barred(n)) for n in self.nodes if self._is_sound(n))
+        return [Barred(self._as_node(n), why) for n, why in sound if why]
+
+    def seen(self, running: Sequence[Running]) -> list[SeenNode]:
+        """Give the nodes that new tasks may go to, their load left aside, with what runs there."""
         self._read_drained()
         return [
-            Node(n.id, n.name, n.num_cpus, n.num_gpus, n.local)
+            SeenNode(
+                n.id,
+                n.name,
+                n.num_cpus,
+                n.num_gpus,
+                self.machines.get(n.id),
+                sum(task.node_id == n.id for task in running),
+                sum(task.demand.num_cpus for task in running if task.node_id == n.id),
+                sum(task.demand.num_gpus for task in running if task.node_id == n.id),
+            )
             for n in self.nodes
             if n.name not in self._drained and self._is_sound(n)
         ]
@@ -56,10 +84,10 @@ class Cluster:
         """Say why no node is usable where there are nodes; empty where one is, or where there is none at all."""
         if not self.nodes or self.usable():
             return ""
-        drained = [node.name for node in self.nodes if node.name in self._drained]
-        if drained:
-            return f"waits: drained: {', '.join(drained[:5])}; `labd undrain NODE` lets tasks go there again"
-        return "waits until a node has said what it is"
+        barred = [f"{one.node.name}: {one.why}" for one in self.barred()[:5]]
+        return (
+            f"waits: {'; '.join(barred)}" if barred else "waits until a node has said what it is"
+        )
 
     def name_of(self, node_id: str) -> str:
         """Give a node's name as people know it."""
@@ -75,10 +103,32 @@ class Cluster:
                 "num_gpus": n.num_gpus,
                 "local": n.local,
                 "drained": n.name in self._drained,
+                **self._level_of(n),
+                "barred": self._barred(n),
                 "machine": self.machines.get(n.id),
             }
             for n in self.nodes
         ]
+
+    def _as_node(self, node: NodeInfo) -> Node:
+        capacity = self.capacities.get(node.id)
+        loaded = capacity is not None and capacity.level is not Level.NORMAL
+        return Node(node.id, node.name, node.num_cpus, node.num_gpus, node.local, loaded)
+
+    def _level_of(self, node: NodeInfo) -> dict[str, Any]:
+        capacity = self.capacities.get(node.id)
+        if capacity is None:
+            return {"level": None, "because": ""}
+        return {"level": capacity.level.word, "because": capacity.because}
+
+    def _barred(self, node: NodeInfo) -> str:
+        """Say why a node gets no new tasks; empty where it may get some."""
+        if node.name in self._drained:
+            return f"drained; `labd undrain {node.name}` lets tasks go there again"
+        capacity = self.capacities.get(node.id)
+        if capacity is None or capacity.level is not Level.CRITICAL:
+            return ""
+        return f"its load is critical ({capacity.because})"
 
     def _is_sound(self, node: NodeInfo) -> bool:
         facts = self.machines.get(node.id)

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 from labd.archive import Archive
-from labd.campaigns import Room
 from labd.daemon.attempts import Attempts
 from labd.daemon.campaigning import Campaigning, Seen
 from labd.daemon.cluster import Cluster
@@ -188,6 +187,7 @@ class Daemon:
                     self._log.info("engine.nodes", nodes=[node.name for node in event.nodes])
                 case Machines():
                     self._cluster.tell(event.machines)
+                    self._campaigning.soon()
                 case Ended() if held is None:
                     self._attempts.take(event)
                 case Down():
@@ -221,16 +221,15 @@ class Daemon:
         """Let campaigns add what is due; not with `once`, which does what there is and stops."""
         if self._once or time.monotonic() < self._campaigning.next_s:
             return
-        held = self._attempts.running()
-        home = {node.id for node in self._cluster.nodes if node.local}
         seen = Seen(
             self._intake.names(),
             list(self._attempts.active),
-            [Room(node.num_cpus, node.num_gpus) for node in self._cluster.usable()],
-            sum(one.demand.num_cpus for one in held if one.node_id in home),
+            len(self._intake.backlog),
+            self._cluster.seen(self._attempts.running()),
         )
         for name in self._campaigning.turn(seen, datetime.fromtimestamp(time.time(), UTC)):
             self._intake.look_at(name)
+        self._cluster.capacities = self._campaigning.capacities
 
     def _start(self) -> None:
         running = self._attempts.running()
@@ -250,6 +249,7 @@ class Daemon:
                 now_s=now_s,
                 reserve_after_s=self._home.settings.reserve_after,
                 hold=self._held,
+                barred=self._cluster.barred(),
                 reserved=self._plan.reserved if self._plan else {},
                 spread=self._home.settings.placement == "spread",
             )
@@ -271,8 +271,6 @@ class Daemon:
     def _hold(self) -> str:
         if self._spool.paused:
             return "paused: nothing new is started until `labd resume`"
-        if self._campaigning.hold:
-            return self._campaigning.hold
         free, wanted = self._archive.free_bytes(), self._home.settings.min_free_bytes
         if free >= wanted:
             return ""

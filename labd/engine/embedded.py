@@ -83,7 +83,7 @@ class Embedded:
             {**lab, "node_id": self._node_id}, self._deliver, models=self._models
         )
         self.obey = self._dispatcher.obey
-        self._prober = Prober(lab["worker"]["sandbox"], self._node_id, say)
+        self._prober = Prober(lab["worker"], self._node_id, say)
         self._news = threading.Event()
         wait_for_lock(Path(lab["lock_path"]), LOCK_TIMEOUT_S)
 

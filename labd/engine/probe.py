@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from labd import __version__
+from labd.machine import cpu_share
 from labd.text import printable
 
 EVERY_S = 10.0
@@ -24,16 +26,21 @@ _ANSWER_TIMEOUT_S = 20.0
 _OLD_S = 60.0
 """For so long the last answer of a node holds that gives none any more."""
 MAX_CLOCK_OFFSET_S = 2.0
+_SUMS = frozenset({"cpu_busy_s", "cpu_all_s"})
 _INSTALL = "Install the same version on all machines: make install from the same source"
 _CLOCK = "Have both machines' clocks set by the network: timedatectl set-ntp true"
 
 
-def facts_of_this_node(sandbox: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what `labd.machine.look` gives, with versions, and gaps of the sandbox. Runs on the node."""
+def facts_of_this_node(sandbox: Mapping[str, Any], results: str) -> dict[str, Any]:
+    """Give what `labd.machine.look` gives, with versions, and gaps of the sandbox. Runs on the node.
+
+    `results`: where attempts write, if this is the lab's own node; else empty.
+    """
     from labd import machine, worker  # noqa: PLC0415 - here, so that a node with another labd can say so
+    from labd.engine.remote import scratch_root  # noqa: PLC0415 - as above
 
     return {
-        **machine.look(),
+        **machine.look(Path(results) if results else scratch_root()),
         "labd": __version__,
         "ray": importlib.metadata.version("ray"),
         "gaps": worker.gaps(sandbox),
@@ -43,25 +50,36 @@ def facts_of_this_node(sandbox: Mapping[str, Any]) -> dict[str, Any]:
 @dataclass(slots=True)
 class _Asked:
     at_s: float
-    answer: Future[tuple[dict[str, Any], float]]
+    answer: Future["_Answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a node said, and when that came: by the wall clock, and by the monotonic one."""
+
+    look: dict[str, Any]
+    at_s: float
+    read_s: float
 
 
 class Prober:
     """Asks all nodes, and says what they answer.
 
     Args:
-        sandbox: the settings that gaps are found by.
+        worker: ``sandbox``, the settings that gaps are found by, and ``results``, where the lab's own node writes.
         local_id: the lab's own node.
-        say: gets ``machines=``: by node id the facts, and ``problem`` and ``warning``, empty where all is well.
+        say: gets ``machines=``: by node id the facts, and ``problem`` and ``warning``, empty where all is well. ``cpu`` is
+            the busy share of all CPUs since the answer before (``None``: there was none), and ``read_s`` when the answer
+            came, by this machine's monotonic clock, which its processes share.
 
     """
 
-    def __init__(
-        self, sandbox: Mapping[str, Any], local_id: str, say: Callable[..., None]
-    ) -> None:
-        self._sandbox, self._local_id, self._say = sandbox, local_id, say
+    def __init__(self, worker: Mapping[str, Any], local_id: str, say: Callable[..., None]) -> None:
+        self._worker, self._local_id, self._say = worker, local_id, say
         self._ask = ray.remote(facts_of_this_node)
         self._known: dict[str, dict[str, Any]] = {}
+        self._looks: dict[str, dict[str, Any]] = {}
+        """What each node answered last, as it said it."""
         self._answered_s: dict[str, float] = {}
         self._own: dict[str, Any] = {}
 
@@ -89,6 +107,7 @@ class Prober:
                 self._known[node] = {"problem": "it does not answer", "warning": ""}
         for gone in set(self._known) - set(nodes):
             del self._known[gone]
+            self._looks.pop(gone, None)
         return bool(nodes)
 
     def _asked(self, node: str) -> _Asked:
@@ -99,8 +118,10 @@ class Prober:
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
-        answer: Future[tuple[dict[str, Any], float]] = Future()
-        task.remote(self._sandbox).future().add_done_callback(partial(_arrived, answer))
+        answer: Future[_Answer] = Future()
+        results = self._worker["results"] if node == self._local_id else ""
+        asked = task.remote(self._worker["sandbox"], results)
+        asked.future().add_done_callback(partial(_arrived, answer))
         return _Asked(began_s, answer)
 
     def _judged(self, node: str, asked: _Asked) -> dict[str, Any] | None:
@@ -111,8 +132,9 @@ class Prober:
             return {"problem": _no_labd(error), "warning": ""}
         if error is not None:
             return None
-        facts, at_s = asked.answer.result()
-        offset_s, unsure_s = clock_offset_s(facts["unix_s"], asked.at_s, at_s)
+        answer = asked.answer.result()
+        facts = {**self._with_cpu(node, answer.look), "read_s": answer.read_s}
+        offset_s, unsure_s = clock_offset_s(facts["unix_s"], asked.at_s, answer.at_s)
         if node == self._local_id:
             self._own = facts
             return {**facts, "clock_offset_s": 0.0, "problem": "", "warning": ""}
@@ -123,13 +145,19 @@ class Prober:
             "warning": clock_warning(offset_s, unsure_s),
         }
 
+    def _with_cpu(self, node: str, look: dict[str, Any]) -> dict[str, Any]:
+        """Give the facts with what the CPUs did since the last answer, in place of the sums that say so."""
+        before, self._looks[node] = self._looks.get(node), look
+        cpu = cpu_share(before, look) if before and "cpu_all_s" in look else None
+        return {**{key: look[key] for key in look if key not in _SUMS}, "cpu": cpu}
 
-def _arrived(answer: Future[tuple[dict[str, Any], float]], future: Future[dict[str, Any]]) -> None:
+
+def _arrived(answer: Future[_Answer], future: Future[dict[str, Any]]) -> None:
     error = future.exception()
     if error is not None:
         answer.set_exception(error)
     else:
-        answer.set_result((future.result(), time.time()))
+        answer.set_result(_Answer(future.result(), time.time(), time.monotonic()))
 
 
 def clock_offset_s(there_s: float, asked_s: float, answered_s: float) -> tuple[float, float]:
@@ -162,7 +190,7 @@ def version_problem(facts: Mapping[str, Any], wanted: str) -> str:
 
 def _no_labd(error: Any) -> str:
     cause = error.cause
-    if isinstance(cause, ModuleNotFoundError | ImportError | AttributeError):
+    if isinstance(cause, ImportError | AttributeError | TypeError):
         told = printable(str(cause), 120)
         return f"it has no labd, or another one than the lab's ({told}). {_INSTALL}"
     return printable(f"{type(cause).__name__}: {cause}", 300)

@@ -125,6 +125,11 @@ def _run_away(
         return worker.run(mirror.job, gpus, mirror.on_step, models=_broker(models))
 
 
+def scratch_root() -> Path:
+    """Give where this node keeps what runs on it for labs that live elsewhere; it may be missing."""
+    return Path(os.environ.get(SCRATCH_VARIABLE) or f"/var/tmp/labd-{os.getuid()}")  # noqa: S108 - checked by `_scratch`
+
+
 def _scratch(lab: str) -> Path:
     """Give this node's own directory for a lab that lives elsewhere, made if missing.
 
@@ -132,7 +137,7 @@ def _scratch(lab: str) -> Path:
         EngineError: it belongs to somebody else.
 
     """
-    root = Path(os.environ.get(SCRATCH_VARIABLE) or f"/var/tmp/labd-{os.getuid()}")  # noqa: S108 - checked below
+    root = scratch_root()
     path = root / lab
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for made in (root, path):

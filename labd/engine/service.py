@@ -253,7 +253,7 @@ class Attached:
         self._socket = connect(self._lock_path.parent)
         self._send([{"epoch": state["epoch"]}])
         self._nodes_at = time.monotonic()
-        self._prober = Prober(lab["worker"]["sandbox"], self._node_id, say)
+        self._prober = Prober(lab["worker"], self._node_id, say)
         self._joined = threading.Event()
 
     def obey(self, orders: list[dict[str, Any]]) -> None:

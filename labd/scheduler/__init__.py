@@ -26,6 +26,7 @@ because what is then left is surely free, wherever it is.
 from labd.scheduler.gates import gate, retry_delay_s
 from labd.scheduler.model import (
     Backlog,
+    Barred,
     Demand,
     Node,
     Running,
@@ -40,6 +41,7 @@ from labd.scheduler.shares import decayed
 
 __all__ = [
     "Backlog",
+    "Barred",
     "Demand",
     "Node",
     "Plan",

@@ -24,13 +24,25 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine in the cluster and what it has in all. `home`: it is the lab's own."""
+    """A machine in the cluster and what it has in all.
+
+    `home`: it is the lab's own. `loaded`: others use it too, so tasks go elsewhere while there is room.
+    """
 
     id: str
     name: str
     num_cpus: float
     num_gpus: float
     home: bool = True
+    loaded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """A machine that gets no new tasks now, and why, for people."""
+
+    node: Node
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +164,7 @@ class Snapshot:
         reserve_after_s: after this wait a node is kept free for a big request.
         hold: a reason to start nothing at all, or empty.
         reserved: the `Plan.reserved` of the last plan.
+        barred: the machines that get no new tasks now, for people to be told; `nodes` has none of them.
         spread: whether tasks go to the emptiest machine, not to the fullest that has room.
 
     """
@@ -164,6 +177,7 @@ class Snapshot:
     reserve_after_s: float
     hold: str = ""
     reserved: Mapping[str, str] = field(default_factory=dict)
+    barred: Sequence[Barred] = ()
     spread: bool = False
 
 

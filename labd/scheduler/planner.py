@@ -117,11 +117,11 @@ class Planner:
         return (self.shares.of(task.owner), task.since_ns, task.key)
 
 
-def _preference(room: Room, demand: Demand, *, spread: bool) -> tuple[float, float, str]:
+def _preference(room: Room, demand: Demand, *, spread: bool) -> tuple[bool, float, float, str]:
     # Keep GPU machines free for GPU tasks; else fill the fullest, so that big requests find room, or spread.
     sign = -1 if spread else 1
     first = sign * sum(room.gpus.values()) if demand.num_gpus else room.node.num_gpus
-    return (first, sign * room.cpus, room.node.id)
+    return (room.node.loaded, first, sign * room.cpus, room.node.id)
 
 
 def _smallest(backlog: Backlog) -> dict[int, Demand]:

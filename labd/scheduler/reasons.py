@@ -8,6 +8,8 @@ from labd.scheduler.model import Demand, Node, Running, Waiting, WaitingClass, a
 from labd.scheduler.planner import Planner
 from labd.scheduler.rooms import SLACK, Room, can_hold, rooms_of, soonest
 
+_MOST_BARRED = 3
+
 
 class Plan:
     """What to start, in order, and why each of the other tasks waits.
@@ -74,6 +76,10 @@ class Plan:
         if self._snapshot.hold or not nodes:
             return self._snapshot.hold or "waits for the engine to start"
         able = [r for r in self._planner.rooms.values() if can_hold(r.node, demand)]
+        barred = [b for b in self._snapshot.barred if can_hold(b.node, demand)]
+        told = "".join(f"; {one.node.name}: {one.why}" for one in barred[:_MOST_BARRED])
+        if not able and barred:
+            return f"waits for a node with {demand}{told}"
         if not able:
             most = ", ".join(f"{n.name} has {Demand(n.num_cpus, n.num_gpus)}" for n in nodes[:3])
             return f"waits for a node with {demand}: {most}"
@@ -86,7 +92,7 @@ class Plan:
             return self._kept_free(fitting[0][0].node)
         if self.starts and self._fitted_before(demand):
             return ""
-        return self._shortage(demand, soonest(able, demand))
+        return self._shortage(demand, soonest(able, demand)) + told
 
     def _kept_free(self, node: Node) -> str:
         kept = self._planner.kept[node.id]

@@ -1,0 +1,69 @@
+"""What machines and endpoints say of themselves, as readings of load. Pure."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from labd.campaigns.load import Load, free_load
+from labd.clock import from_iso
+
+_FRESH_S = 15.0
+_HEALTHY = frozenset({"up", "loading"})
+
+
+def load_of(facts: Mapping[str, Any], *, cpus: float, gpus: float, models: bool) -> Load:
+    """Give a machine's load of what it said of itself.
+
+    Args:
+        facts: as `labd.engine.probe.Prober` has them; it is compared with what *this* machine has.
+        cpus: how many of its CPUs the lab's tasks hold.
+        gpus: how many of its GPUs.
+        models: whether endpoints of the lab are there, whose models are meant to fill its GPUs.
+
+    """
+    memory, cpu = facts["memory_bytes"], facts["cpu"]
+    devices = facts["gpus"]
+    hot = [facts["temperature_c"], *(gpu["temperature_c"] for gpu in devices)]
+    count = len(devices)
+    use = [gpu["busy"] for gpu in devices if gpu["busy"] is not None]
+    filled = sum(gpu["used_bytes"] for gpu in devices)
+    holds = sum(gpu["memory_bytes"] for gpu in devices)
+    watched = bool(count) and not models
+    return Load(
+        cpu=None if cpu is None else free_load(cpu, facts["cpus"], cpus),
+        memory=1 - facts["memory_free_bytes"] / memory,
+        disk=facts["disk_used"],
+        gpu=free_load(sum(use) / len(use), count, gpus) if watched and use else None,
+        gpu_memory=free_load(filled / holds, count, gpus) if watched and holds else None,
+        temperature_c=max((float(one) for one in hot if one is not None), default=None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """The endpoints of language models that answer: how many requests at once, their load, and on which nodes they are."""
+
+    calls: int | None = None
+    load: Load = field(default_factory=Load)
+    node_ids: Collection[str] = ()
+
+
+def endpoints_of(facts: Mapping[str, Any], now: datetime) -> Endpoints:
+    """Give what the broker last said of the endpoints; nothing where that is too old.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not what a broker writes.
+
+    """
+    if (now - from_iso(facts["at"])).total_seconds() > _FRESH_S:
+        return Endpoints()
+    good = [one for one in facts["endpoints"] if one["health"] in _HEALTHY]
+    slots = sum(int(one["slots"]) for one in good)
+    if not slots:
+        return Endpoints()
+    told = [one["tokens_per_s"] for one in good if one["tokens_per_s"] is not None]
+    load = Load(
+        queue=sum(facts["waiting"].values()) / slots, tokens_per_s=sum(told) if told else None
+    )
+    return Endpoints(slots, load, frozenset(one["node_id"] for one in good))
