@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,14 +22,23 @@ from labd import files, worker
 from labd.archive import Archive, History
 from labd.daemon import Daemon
 from labd.engine.client import Engine
-from labd.engine.types import Down, Ended, Event, Held, Job, NodeInfo, Ready
+from labd.engine.types import Down, Ended, Event, Held, Job, Machines, NodeInfo, Ready
 from labd.log import Logger
+from labd.scheduler import Signs
 from labd.settings import Home, SandboxSettings, Settings
 from labd.spool import Spool
 from labd.task import State
 from tests.boxes import ACCEPTED_GAPS
 
 Key = tuple[str, int]
+_WELL: Mapping[str, Any] = {
+    "problem": "",
+    "warning": "",
+    "labd": "1",
+    "ray": "1",
+    "python": "3",
+    "clock_offset_s": 0.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ class SteppedEngine(Engine):
         self._attempts: dict[Key, Attempt] = {}
         self._news: list[Event] = []
         self._told: list[Key] = []
+        self.reached: list[tuple[str, int, str]] = []
+        """Workers that were to be reached by another process of their node, and for what."""
         self.up = False
 
     # --- the engine's verbs
@@ -96,6 +107,12 @@ class SteppedEngine(Engine):
             self._news.append(Ended(task_id, attempt, "cancelled", None, "was not running"))
         elif there.end is None:
             self._attempts[key] = replace(there, cancelled=True)
+
+    def end_runs(self, task_id: str, attempt: int) -> None:
+        self.reached.append((task_id, attempt, "end_runs"))
+
+    def kill(self, task_id: str, attempt: int) -> None:
+        self.reached.append((task_id, attempt, "kill"))
 
     def poll(self) -> list[Event]:
         # To ask again says that what was told has arrived.
@@ -136,6 +153,16 @@ class SteppedEngine(Engine):
         """Say that what was told to end has ended."""
         assert self._one(task_id).cancelled, f"{task_id} was not told to end"
         self._end(task_id, "cancelled", None, "cancelled")
+
+    def look(self, **signs: Any) -> None:
+        """Have the node looked at, where each live attempt shows the same `signs`, as `labd.scheduler.Signs` has them."""
+        blank = {f.name: f.default for f in fields(Signs) if f.name != "at_s"}
+        attempts = [
+            {"task_id": a.job.task_id, "attempt": a.job.attempt, **blank, **signs}
+            for a in self.live()
+        ]
+        facts = {**_WELL, "looked_s": time.monotonic(), "attempts": attempts}
+        self._news.append(Machines({"n1": facts}))
 
     def repeat_old(self, task_id: str, attempt: int, outcome: Mapping[str, Any]) -> None:
         """Say the end of an attempt that the daemon has long forgotten."""

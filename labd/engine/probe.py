@@ -20,6 +20,7 @@ from labd import __version__
 from labd.text import printable
 
 EVERY_S = 10.0
+"""At most; more often where tasks are taken for stuck earlier."""
 _ANSWER_TIMEOUT_S = 20.0
 _OLD_S = 60.0
 """For so long the last answer of a node holds that gives none any more."""
@@ -28,15 +29,28 @@ _INSTALL = "Install the same version on all machines: make install from the same
 _CLOCK = "Have both machines' clocks set by the network: timedatectl set-ntp true"
 
 
-def facts_of_this_node(sandbox: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what `labd.machine.look` gives, with versions, and gaps of the sandbox. Runs on the node."""
-    from labd import machine, worker  # noqa: PLC0415 - here, so that a node with another labd can say so
+def facts_of_this_node(
+    sandbox: Mapping[str, Any],
+    lab: Mapping[str, Any],
+    away: bool,  # noqa: FBT001 - Ray's arguments are best plain
+) -> dict[str, Any]:
+    """Give what `labd.machine.look` gives, with versions, gaps of the sandbox, and signs of attempts. Runs on the node.
 
+    ``attempts``: for each attempt of the lab's that is under way here ``task_id``, ``attempt``, and the facts of
+    `labd.scheduler.Signs` but for ``at_s``, which is ``looked_s`` beside it.
+    """
+    from labd import machine, worker  # noqa: PLC0415 - here, so that a node with another labd can say so
+    from labd.engine.remote import signs_directory  # noqa: PLC0415 - as above
+
+    facts = machine.look()
+    busy = {gpu["index"]: gpu["busy"] for gpu in facts["gpus"] if gpu["busy"] is not None}
     return {
-        **machine.look(),
+        **facts,
         "labd": __version__,
         "ray": importlib.metadata.version("ray"),
         "gaps": worker.gaps(sandbox),
+        "looked_s": time.monotonic(),
+        "attempts": worker.attempts_here(signs_directory(lab, away=away), busy),
     }
 
 
@@ -51,15 +65,25 @@ class Prober:
 
     Args:
         sandbox: the settings that gaps are found by.
+        lab: ``lab`` and ``lock_path``, as in `labd.engine.remote.run_job`.
+        every_s: how often.
         local_id: the lab's own node.
         say: gets ``machines=``: by node id the facts, and ``problem`` and ``warning``, empty where all is well.
 
     """
 
     def __init__(
-        self, sandbox: Mapping[str, Any], local_id: str, say: Callable[..., None]
+        self,
+        sandbox: Mapping[str, Any],
+        local_id: str,
+        say: Callable[..., None],
+        *,
+        lab: Mapping[str, Any],
+        every_s: float = EVERY_S,
     ) -> None:
         self._sandbox, self._local_id, self._say = sandbox, local_id, say
+        self._lab = {key: lab[key] for key in ("lab", "lock_path")}
+        self._every_s = every_s
         self._ask = ray.remote(facts_of_this_node)
         self._known: dict[str, dict[str, Any]] = {}
         self._answered_s: dict[str, float] = {}
@@ -73,7 +97,7 @@ class Prober:
             more.clear()
             if self.ask(nodes()):
                 self._say("machines", machines=self._known)
-            more.wait(EVERY_S)
+            more.wait(self._every_s)
 
     def ask(self, nodes: Sequence[str]) -> bool:
         """Ask these nodes at the same time; say whether there is news."""
@@ -100,7 +124,9 @@ class Prober:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
         answer: Future[tuple[dict[str, Any], float]] = Future()
-        task.remote(self._sandbox).future().add_done_callback(partial(_arrived, answer))
+        task.remote(self._sandbox, self._lab, node != self._local_id).future().add_done_callback(
+            partial(_arrived, answer)
+        )
         return _Asked(began_s, answer)
 
     def _judged(self, node: str, asked: _Asked) -> dict[str, Any] | None:

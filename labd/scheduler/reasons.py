@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from labd.scheduler.model import Demand, Node, Running, Waiting, WaitingClass, amount, plain
 from labd.scheduler.planner import Planner
-from labd.scheduler.rooms import SLACK, Room, can_hold, rooms_of, soonest
+from labd.scheduler.rooms import SLACK, Room, rooms_of, soonest
 
 
 class Plan:
@@ -73,7 +73,7 @@ class Plan:
         nodes = self._snapshot.nodes
         if self._snapshot.hold or not nodes:
             return self._snapshot.hold or "waits for the engine to start"
-        able = [r for r in self._planner.rooms.values() if can_hold(r.node, demand)]
+        able = [r for r in self._planner.rooms.values() if r.able(demand)]
         if not able:
             most = ", ".join(f"{n.name} has {Demand(n.num_cpus, n.num_gpus)}" for n in nodes[:3])
             return f"waits for a node with {demand}: {most}"
