@@ -295,17 +295,21 @@ class Clock:
 
     def __init__(self) -> None:
         self._real = (time.time, time.monotonic)
-        self._ahead_s = 0.0
+        self._ahead_s = self._wrong_s = 0.0
 
     def jump(self, seconds: float) -> None:
         """Let this much time pass."""
         self._ahead_s += seconds
 
+    def jump_wall(self, seconds: float) -> None:
+        """Set the wall clock: no time passes."""
+        self._wrong_s += seconds
+
     @contextmanager
     def ticking(self) -> Iterator[None]:
         """Let everybody in this process read this clock."""
         wall, steady = self._real
-        setattr(time, "time", lambda: wall() + self._ahead_s)  # noqa: B010 - mypy has it for a constant
+        setattr(time, "time", lambda: wall() + self._ahead_s + self._wrong_s)  # noqa: B010 - mypy has it for a constant
         setattr(time, "monotonic", lambda: steady() + self._ahead_s)  # noqa: B010
         try:
             yield

@@ -29,6 +29,8 @@ from labd.settings import RECOVER_REQUESTS, Home
 
 _MAX_ASKED_BYTES = 4096
 _EVERY_S = 0.5
+_TOLD = 2
+"""Of the evidence, so many facts are in the reason of an end; all are in the event."""
 _KEYS = tuple(field.name for field in fields(Signs) if field.name != "at_s")
 _Key = tuple[str, int]
 
@@ -141,11 +143,11 @@ class Overseer:
         if verdict.recovery == "end_run":
             key = _key(active)
             self._standings[key] = told_to_end(self._standing(active, now_s), now_s)
-            self._said[key] = f"was stuck: {words}"
+            self._said[key] = f"was stuck: {verdict.evidence[0]}; its runs were ended"
             self._engine.end_runs(active.task_id, active.attempt)
         else:
             # Whether it is tried again is for its end to say, by the same count.
-            self._attempts.end(active, "stuck", "; ".join(verdict.evidence))
+            self._attempts.end(active, "stuck", "; ".join(verdict.evidence[:_TOLD]))
 
     # --- what people ask
 
