@@ -30,6 +30,8 @@ _ENDS = {
     "cancelled": State.CANCELLED,
     "refused": State.FAILED,
 }
+_REMARKS = frozenset({"stuck"})
+"""Events that say something of an attempt and change nothing about what became of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,15 @@ class History:
         )
 
     @property
+    def last(self) -> Mapping[str, Any]:
+        """The last event that changed what becomes of the task; empty where there is none."""
+        changes = (event for event in reversed(self.events) if event["event"] not in _REMARKS)
+        return next(changes, {})
+
+    @property
     def ended(self) -> State | None:
         """The state that the last event decided, or ``None`` while undecided."""
-        return _ENDS.get(str(self.events[-1]["event"])) if self.events else None
+        return _ENDS.get(str(self.last.get("event")))
 
     @property
     def sha256(self) -> str:
@@ -65,6 +73,13 @@ class History:
     def count(self, event: str) -> int:
         """Count an event since the task was last asked for."""
         return sum(1 for e in self.since_asked() if e["event"] == event)
+
+    def stuck_on(self) -> frozenset[str]:
+        """Give the ids of the nodes on which the task was lost for being stuck, since it was last asked for."""
+        asked = self.since_asked()
+        nodes = {e["attempt"]: str(e["node"]) for e in asked if e["event"] == "claimed"}
+        lost = (e for e in asked if (e["event"], e.get("code")) == ("lost", "stuck"))
+        return frozenset(nodes[e["attempt"]] for e in lost if e["attempt"] in nodes)
 
     @property
     def first_claimed_s(self) -> float | None:

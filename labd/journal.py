@@ -56,10 +56,14 @@ class Journal:
         self._lines = JsonLines(path)
         self._mutex = threading.Lock()
         self._recorded: dict[str, Any] = {}
+        self.spent_s = 0.0
+        """How long earlier attempts had the journal open, each until it recorded its last line."""
+        self._opened_s = time.monotonic()
         try:
             for line in read_json_lines(path):
                 self._recorded[line["key"]] = line["value"]
-        except (ValueError, KeyError) as error:
+                self.spent_s = max(self.spent_s, float(line.get("spent_s", 0.0)))
+        except (ValueError, KeyError, TypeError) as error:
             self.close()
             raise JournalError(
                 f"the journal can't be read: {error}",
@@ -92,7 +96,14 @@ class Journal:
         return value
 
     def _record(self, key: str, value: object, wall_s: float) -> Any:
-        line = {"key": key, "at": to_iso(utc_now()), "wall_s": round(wall_s, 3), "value": value}
+        spent_s = self.spent_s + time.monotonic() - self._opened_s
+        line = {
+            "key": key,
+            "at": to_iso(utc_now()),
+            "wall_s": round(wall_s, 3),
+            "spent_s": round(spent_s, 3),
+            "value": value,
+        }
         try:
             raw = json.dumps(line, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:

@@ -1,5 +1,6 @@
 """The settings: `config/labd.yaml` under the home, read once, and every path derived from the home."""
 
+import hashlib
 import os
 from difflib import get_close_matches
 from functools import cached_property
@@ -11,12 +12,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from labd.errors import ConfigError, NotFound
 from labd.limits import Ceilings, Count, Duration, Size
 from labd.promises import PROMISES
-from labd.task import Name, Seconds
+from labd.task import Name, Patience, Seconds
 from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
 
 HOME_VARIABLE = "LABD_HOME"
 INSTALLED = Path("/var/lib/labd")
 """The home of the lab that `make install` sets up; its config/ is /etc/labd."""
+
+RECOVER_REQUESTS = "recover-*.json"
+"""In the daemon's own directory: what people ask to be recovered."""
 
 
 def _http_url(value: str) -> str:
@@ -284,6 +288,8 @@ class Settings(_Part):
     settle: Seconds = 2.0
     """How long a file must be still where the kernel can't say whether it is being written."""
     default_timeout: Seconds = 4 * 3600.0
+    stuck_after: Patience = 1800.0
+    """For how long nothing of a task may move before it is taken for stuck, where it does not say; 0: for ever."""
     reserve_after: Seconds = 600.0
     """A request that waited longer than this for room gets room kept free for it."""
     placement: Literal["pack", "spread"] = "pack"
@@ -346,6 +352,11 @@ class Home:
     def drained(self) -> Path:
         """Which nodes get no new tasks, as `labd drain` wrote it."""
         return self.run_dir / "drained.json"
+
+    def recover_request(self, task_id: str) -> Path:
+        """Give the file that asks for a running task to be recovered now; an id may be too long for a file's name."""
+        name = hashlib.sha256(task_id.encode()).hexdigest()[:32]
+        return self.run_dir / RECOVER_REQUESTS.replace("*", name)
 
     @property
     def campaigns(self) -> Path:

@@ -242,6 +242,16 @@ def moment(value: object) -> datetime:
     return read
 
 
+def _patience(value: object) -> float:
+    """Read a time limit that may be none: 0 and null."""
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        return 0.0
+    if not isinstance(value, int | float | str):
+        msg = "a duration such as 30m, or 0 for none"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a message
+    return parse_duration(value)
+
+
 def _switch(value: object) -> bool:
     if not isinstance(value, bool):
         msg = "true or false"
@@ -249,6 +259,8 @@ def _switch(value: object) -> bool:
     return value
 
 
+Patience = Annotated[float, BeforeValidator(_patience)]
+"""Seconds; 0: no limit."""
 Text = Annotated[str, BeforeValidator(_text)]
 Line = Annotated[Text, AfterValidator(_matching(re.compile(r"(?s).*\S.*"), "a command"))]
 Words = Annotated[tuple[Text, ...], AfterValidator(_some(1000)), AfterValidator(_program)]
@@ -387,6 +399,8 @@ class TaskSpec(BaseModel):
     seed: Annotated[WholeNumber, Field(ge=0, lt=2**31)] = 0
     priority: Annotated[WholeNumber, Field(ge=-1000, le=1000)] = 0
     timeout: Seconds | None = None
+    stuck_after: Annotated[float | None, BeforeValidator(_patience)] = None
+    """For how long nothing of it may move before it is taken for stuck; 0: for ever; ``None``: as the settings say."""
     limits: TaskLimits = TaskLimits()
     """What each run of it may use, beside its time."""
     max_retries: Annotated[WholeNumber, Field(ge=0, le=100)] = 2

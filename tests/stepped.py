@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,12 +24,21 @@ from labd.daemon import Daemon
 from labd.engine.client import Engine
 from labd.engine.types import Down, Ended, Event, Held, Job, Machines, NodeInfo, Ready
 from labd.log import Logger
+from labd.scheduler import Signs
 from labd.settings import Home, SandboxSettings, Settings
 from labd.spool import Spool
 from labd.task import State
 from tests.boxes import ACCEPTED_GAPS
 
 Key = tuple[str, int]
+_WELL: Mapping[str, Any] = {
+    "problem": "",
+    "warning": "",
+    "labd": "1",
+    "ray": "1",
+    "python": "3",
+    "clock_offset_s": 0.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,8 @@ class SteppedEngine(Engine):
         self._attempts: dict[Key, Attempt] = {}
         self._news: list[Event] = []
         self._told: list[Key] = []
+        self.reached: list[tuple[str, int, str]] = []
+        """Workers that were to be reached by another process of their node, and for what."""
         self.up = False
 
     # --- the engine's verbs
@@ -103,6 +114,12 @@ class SteppedEngine(Engine):
         elif there.end is None:
             self._attempts[key] = replace(there, cancelled=True)
 
+    def end_runs(self, task_id: str, attempt: int) -> None:
+        self.reached.append((task_id, attempt, "end_runs"))
+
+    def kill(self, task_id: str, attempt: int) -> None:
+        self.reached.append((task_id, attempt, "kill"))
+
     def poll(self) -> list[Event]:
         # To ask again says that what was told has arrived.
         for key in self._told:
@@ -142,6 +159,16 @@ class SteppedEngine(Engine):
         """Say that what was told to end has ended."""
         assert self._one(task_id).cancelled, f"{task_id} was not told to end"
         self._end(task_id, "cancelled", None, "cancelled")
+
+    def look(self, **signs: Any) -> None:
+        """Have the node looked at, where each live attempt shows the same `signs`, as `labd.scheduler.Signs` has them."""
+        blank = {f.name: f.default for f in fields(Signs) if f.name != "at_s"}
+        attempts = [
+            {"task_id": a.job.task_id, "attempt": a.job.attempt, **blank, **signs}
+            for a in self.live()
+        ]
+        facts = {**_WELL, "looked_s": time.monotonic(), "attempts": attempts}
+        self._news.append(Machines({"n1": facts}))
 
     def repeat_old(self, task_id: str, attempt: int, outcome: Mapping[str, Any]) -> None:
         """Say the end of an attempt that the daemon has long forgotten."""
@@ -278,17 +305,21 @@ class Clock:
 
     def __init__(self) -> None:
         self._real = (time.time, time.monotonic)
-        self._ahead_s = 0.0
+        self._ahead_s = self._wrong_s = 0.0
 
     def jump(self, seconds: float) -> None:
         """Let this much time pass."""
         self._ahead_s += seconds
 
+    def jump_wall(self, seconds: float) -> None:
+        """Set the wall clock: no time passes."""
+        self._wrong_s += seconds
+
     @contextmanager
     def ticking(self) -> Iterator[None]:
         """Let everybody in this process read this clock."""
         wall, steady = self._real
-        setattr(time, "time", lambda: wall() + self._ahead_s)  # noqa: B010 - mypy has it for a constant
+        setattr(time, "time", lambda: wall() + self._ahead_s + self._wrong_s)  # noqa: B010 - mypy has it for a constant
         setattr(time, "monotonic", lambda: steady() + self._ahead_s)  # noqa: B010
         try:
             yield

@@ -27,7 +27,12 @@ pytestmark = [
     pytest.mark.timeout(400),
 ]
 
-SETTINGS = {"ray": {"num_cpus": 2, "dashboard": False}, "min_free_bytes": 2**20}
+# Machines are looked at every two seconds where tasks are taken for stuck so early.
+SETTINGS = {
+    "ray": {"num_cpus": 2, "dashboard": False},
+    "min_free_bytes": 2**20,
+    "stuck_after": "12s",
+}
 CRASH = "import sys\nprint('about to fail')\nsys.exit('it \\x1b[31mwent wrong')"
 SLEEP = "import time\ntime.sleep(600)"
 METRICS = "import pathlib\nout = pathlib.Path('/work')\n"
@@ -289,6 +294,22 @@ def test_a_task_that_takes_longer_than_its_timeout_is_ended(
     the_lab.wait("late", State.FAILED)
     assert "time limit of 4.0 s" in the_lab.error("late")
     wait_until(lambda: not sandboxed(process), 30, "the experiment's end")
+
+
+def test_a_command_that_sleeps_is_stuck_and_one_that_computes_in_silence_is_not(
+    lab: tuple[LiveLab, DaemonProcess],
+) -> None:
+    the_lab, process = lab
+    over = {"kind": "command", "template": None, "stuck_after": "3s", "max_retries": 0}
+    busy = "import time; end = time.monotonic() + 7\nwhile time.monotonic() < end: pass"
+    the_lab.drop("sleeper.yaml", task_text(run="sleep 600", **over))
+    the_lab.drop("thinker.yaml", task_text(run=["python3", "-c", busy], **over))
+    the_lab.wait("sleeper", State.FAILED)
+    assert "it was stuck 1 time, and max_retries is 0" in the_lab.error("sleeper")
+    [stuck] = [e for e in the_lab.archive.history("sleeper").events if e["event"] == "stuck"]
+    assert stuck["recovery"] == "fail"
+    assert [line["task_id"] for line in process.said("task.stuck")] == ["sleeper"]
+    assert the_lab.wait("thinker", State.DONE, State.FAILED) is State.DONE
 
 
 def test_a_failed_task_can_be_asked_for_again(lab: tuple[LiveLab, DaemonProcess]) -> None:

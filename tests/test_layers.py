@@ -23,7 +23,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "spool": FILES | {"task"},
     "archive": FILES | {"task"},
     "journal": FILES,
-    "scheduler": set(),
+    "scheduler": {"clock"},
     "llm": FILES | {"apikey", "nvml"},
     "literature": FILES | {"apikey", "template"},
     "promises": set(),
@@ -56,6 +56,7 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "priority": {"yamlfile"},
     "lab": FILES | {"task", "settings", "spool", "archive", "drop", "priority", "campaigns"},
+    "recovering": GROUND | {"files", "lab"},
     "published": GROUND,
     "timeline": GROUND | {"lab"},
     "index": GROUND | {"lab", "spool", "task"},
@@ -83,6 +84,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "cli": GROUND
     | {
         "lab",
+        "recovering",
         "follow",
         "task",
         "settings",

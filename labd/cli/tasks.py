@@ -285,7 +285,7 @@ def _show_list(views: "list[TaskView]", counts: dict[str, int], notes: str) -> N
         cells = (safe(view.id, 60), view.state.value, what, age(now - view.dropped_at))
         table.add_row(
             *(Text(cell, style=style if i == 1 else "") for i, cell in enumerate(cells)),
-            Text(far or safe(view.why, 300)),
+            Text("; ".join(filter(None, [far, safe(view.why, 300)]))),
         )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if views:

@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labd.archive import Archive
 from labd.daemon.counts import Counts
@@ -25,6 +25,8 @@ from labd.task import State, TaskFile, parse_task, task_id
 
 # A command holds its own time limit; the daemon's is for a worker that does not.
 _WORKER_GRACE_S = 15.0
+_KILL_AFTER_S = 10.0
+"""A worker that was told to end and has not in so long is killed by its process id: a stopped one hears nothing."""
 
 
 @dataclass(slots=True)
@@ -43,9 +45,17 @@ class Active:
     timeout_s: float
     since_s: float
     max_retries: int
+    losses: int = 0
+    """How often the task was lost before, since somebody asked for it."""
+    stuck_after_s: float = 0.0
+    """For how long nothing of it may move; 0: for ever."""
     gpus: tuple[int, ...] | None = None
     """The devices that Ray is taken to have given it, where that is known."""
     leaving: str = ""
+    why: str = ""
+    """More about why it was told to end, for people."""
+    told_s: float = 0.0
+    """When it was last told to end."""
     loss: str = ""
     """The error code of an infrastructure failure that is on record, while its file is not moved yet."""
     end: State | None = None
@@ -70,12 +80,14 @@ class Attempts:
         *,
         counts: Counts,
         default_timeout_s: float,
+        default_stuck_after_s: float = 0.0,
         job: Callable[[Active, TaskFile], Job],
     ) -> None:
         self._spool, self._archive, self._engine = spool, archive, engine
         self._log = log
         self.counts = counts
         self._default_timeout_s = default_timeout_s
+        self._default_stuck_after_s = default_stuck_after_s
         self._job = job
         self.active: dict[str, Active] = {}
         self.reasons: dict[str, str] = {}
@@ -125,7 +137,8 @@ class Attempts:
         except TaskFileError:
             task = None
         demand = task and demand_of(task.spec)
-        if task is None or demand != waiting.demand or look.entry.mtime_ns != waiting.since_ns:
+        planned = replace(waiting.demand, avoid=frozenset())
+        if task is None or demand != planned or look.entry.mtime_ns != waiting.since_ns:
             intake.forget(name)  # it is not the file that was planned for
             intake.look_at(name)
             return None
@@ -134,9 +147,12 @@ class Attempts:
             return None
         running_name, history = self.ids.name_for(name, task.sha256)
         attempt = history.attempt + 1
-        active = self._active(running_name, look.entry, task, attempt, start.node_id)
+        losses = history.count("lost")
+        active = self._active(
+            running_name, look.entry, task, attempt, start.node_id, losses=losses
+        )
         active.gpus = start.gpus
-        if history.events and history.events[-1]["event"] == "claimed":
+        if history.last.get("event") == "claimed":
             # It was brought back while nobody looked, or its claim was cut short: say so.
             facts = {"attempt": history.attempt, "moved_to": State.PENDING.value}
             self._archive.record(active.task_id, "requeued", durable=False, **facts)
@@ -187,6 +203,7 @@ class Attempts:
         attempt: int,
         node_id: str,
         *,
+        losses: int,
         age_s: float = 0.0,
     ) -> Active:
         spec = task.spec
@@ -206,6 +223,8 @@ class Attempts:
             timeout_s,
             since_s,
             spec.max_retries,
+            losses,
+            self._default_stuck_after_s if spec.stuck_after is None else spec.stuck_after,
         )
 
     # --- follow
@@ -214,17 +233,30 @@ class Attempts:
         """Tell attempts to end whose file somebody moved out of running/ or replaced, and what took too long."""
         now_s = time.monotonic()
         for active in self.active.values():
-            if active.leaving or active.task_id in self.ended:
+            if active.task_id in self.ended:
                 continue
-            if not self.has_its_file(active):
-                active.leaving = "moved"
+            if active.leaving:
+                self._insist(active, now_s)
+            elif not self.has_its_file(active):
+                self.end(active, "moved")
             elif now_s > active.deadline_s:
-                active.leaving = "timed_out"
-            else:
-                continue
-            facts = {"task_id": active.task_id, "attempt": active.attempt}
-            self._log.info("task.ending", **facts, why=active.leaving)
-            self._engine.cancel(active.task_id, active.attempt)
+                self.end(active, "timed_out")
+
+    def end(self, active: Active, leaving: str, why: str = "") -> None:
+        """Tell an attempt to end: `leaving` says for what, and decides what becomes of its task."""
+        active.leaving, active.why, active.told_s = leaving, why, time.monotonic()
+        facts = {"task_id": active.task_id, "attempt": active.attempt}
+        self._log.info("task.ending", **facts, why=leaving)
+        self._engine.cancel(active.task_id, active.attempt)
+
+    def _insist(self, active: Active, now_s: float) -> None:
+        """Have a worker killed that was told to end and does not."""
+        if now_s - active.told_s < _KILL_AFTER_S:
+            return
+        active.told_s = now_s
+        facts = {"task_id": active.task_id, "attempt": active.attempt}
+        self._log.warning("attempt.killed", **facts, waited_s=_KILL_AFTER_S)
+        self._engine.kill(active.task_id, active.attempt)
 
     def has_its_file(
         self, active: Active, state: State = State.RUNNING, name: str | None = None
@@ -261,8 +293,9 @@ class Attempts:
         self, entry: Entry, task: TaskFile, attempt: int, node_id: str, age_s: float
     ) -> None:
         """Take an attempt for ours that the engine has and that an earlier daemon claimed."""
+        losses = self._archive.history(entry.id).count("lost")
         self.active[entry.id] = self._active(
-            entry.name, entry, task, attempt, node_id, age_s=age_s
+            entry.name, entry, task, attempt, node_id, losses=losses, age_s=age_s
         )
 
     def let_go(self, active: Active) -> None:

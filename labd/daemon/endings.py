@@ -18,6 +18,8 @@ from labd.spool import Spool
 from labd.task import State
 from labd.text import printable
 
+_WHAT_LOST = {"worker_lost": "its worker died", "stuck": "it was stuck"}
+
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
@@ -70,11 +72,13 @@ class Endings:
             "attempt": active.attempt,
             "duration_s": round(time.monotonic() - active.since_s, 3),
         }
-        if active.leaving == "timed_out":
+        if active.leaving == "timed_out" and ended.how != "returned":
             limit = print_duration(active.timeout_s)
             error = error_of("timed_out", f"took longer than its time limit of {limit}")
             return self._finish(active, State.FAILED, facts | {"error": error})
         outcome = self._outcome(active, ended)
+        if active.leaving == "stuck" and outcome is None:
+            return self._lost(active, facts, "stuck", active.why)
         if not active.counted:
             active.counted = True
             self._count(active, outcome)
@@ -144,7 +148,7 @@ class Endings:
             active.loss = code
         losses = self._archive.history(active.task_id).count("lost")
         if losses > active.max_retries:
-            what = "its worker died" if code == "worker_lost" else f"it failed ({code})"
+            what = _WHAT_LOST.get(code, f"it failed ({code})")
             times = f"{losses} time{'' if losses == 1 else 's'}"
             message = (
                 f"{what} {times}, and max_retries is {active.max_retries}; the last time: {reason}"

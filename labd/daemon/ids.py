@@ -61,7 +61,7 @@ class Ids:
 def _goes_on(history: History, name: str, sha256: str, number: int) -> bool:
     if number > 1:
         # Only where we were killed between the record of this file's claim and its rename.
-        last = history.events[-1] if history.events else {"event": "claimed", "file": name}
+        last = history.last or {"event": "claimed", "file": name}
         claimed = (last["event"], last.get("file")) == ("claimed", name)
         return claimed and history.sha256 in {"", sha256}
     if history.attempt == 0:

@@ -8,7 +8,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labd.archive import Archive
 from labd.clock import from_iso
@@ -203,17 +203,18 @@ class Intake:
                 self._refuse(entry, error)
             return
         spec = task.spec
+        retry_at_s, stuck_on = self._past(entry.id, task.sha256)
         waiting = Waiting(
             entry.name,
             spec.priority,
             entry.mtime_ns,
-            demand_of(spec),
+            replace(demand_of(spec), avoid=stuck_on),
             str(entry.uid),
             time.monotonic(),
         )
         known = Known(entry.version, waiting, self._sweep_number, spec.after)
         known.not_before_s = spec.not_before.timestamp() if spec.not_before else 0.0
-        known.retry_at_s = self._retry_at(entry.id, task.sha256)
+        known.retry_at_s = retry_at_s
         self._known[entry.name] = known
         self._place(entry.name, known)
 
@@ -226,19 +227,20 @@ class Intake:
         self._check(task, f"pending/{name}")
         return task
 
-    def _retry_at(self, task_id_: str, sha256: str) -> float:
-        """Give until when a lost attempt's delay lasts, for one that was lost before we were started."""
+    def _past(self, task_id_: str, sha256: str) -> tuple[float, frozenset[str]]:
+        """Give until when a lost attempt's delay lasts, also of one lost before we were started, and where it was stuck."""
+        nothing = 0.0, frozenset[str]()
         if not self._archive.knows(task_id_):
-            return 0.0
+            return nothing
         try:
             history = self._archive.history(task_id_)
         except JournalError:
-            return 0.0
-        last = history.events[-1]["event"] if history.events else ""
-        if last != "lost" or history.sha256 != sha256:
-            return 0.0
-        lost_at = from_iso(str(history.events[-1]["at"])).timestamp()
-        return lost_at + retry_delay_s(history.count("lost"))
+            return nothing
+        last = history.last
+        if last.get("event") != "lost" or history.sha256 != sha256:
+            return nothing
+        lost_at = from_iso(str(last["at"])).timestamp()
+        return lost_at + retry_delay_s(history.count("lost")), history.stuck_on()
 
     def _ignore(self, name: str) -> None:
         if not name.startswith(".") and not name.endswith(_PASSING):

@@ -19,6 +19,7 @@ from labd.daemon.endings import Endings
 from labd.daemon.intake import Intake
 from labd.daemon.notify import Notifier
 from labd.daemon.orders import engine_options, job_for
+from labd.daemon.overseer import Overseer
 from labd.daemon.pageprocess import PageProcess
 from labd.daemon.recovery import Recovery
 from labd.daemon.telling import Once, StatusFile
@@ -76,6 +77,7 @@ class Daemon:
             log,
             counts=self._counts,
             default_timeout_s=settings.default_timeout,
+            default_stuck_after_s=settings.stuck_after,
             job=partial(job_for, home),
         )
         self._intake = Intake(
@@ -89,6 +91,7 @@ class Daemon:
         )
         self._campaigning = Campaigning(home, self._spool, self._archive, log)
         self._endings = Endings(self._attempts, self._spool, self._archive, log)
+        self._overseer = Overseer(home, self._attempts, self._archive, self._engine, log)
         self._recovery = Recovery(self._attempts, self._spool, self._archive, self._engine, log)
         self._status = StatusFile(home.run_dir, self._say_once)
         self._page: PageProcess | None = None
@@ -154,6 +157,7 @@ class Daemon:
         """Look, decide, act, once. New work starts before the end of the old is recorded: no slot waits for a disk."""
         self._take(self._engine.poll())
         self._attempts.follow()
+        self._overseer.turn()
         self._intake.take(hints)
         self._campaign()
         self._start()
@@ -188,6 +192,7 @@ class Daemon:
                 case Machines():
                     self._cluster.tell(event.machines)
                     self._campaigning.soon()
+                    self._overseer.take(event.machines)
                 case Ended() if held is None:
                     self._attempts.take(event)
                 case Down():
@@ -366,7 +371,8 @@ class Daemon:
         return f"{counts}; {hindrance}" if hindrance else counts
 
     def _facts(self, *, stopped: bool) -> dict[str, Any]:
-        reasons = {**self._intake.reasons, **self._attempts.reasons}
+        stuck = dict(self._overseer.reasons())
+        reasons = {**self._intake.reasons, **stuck, **self._attempts.reasons}
         return {
             "pid": os.getpid(),
             "stopped": stopped,
@@ -374,7 +380,11 @@ class Daemon:
             "dashboard_url": self._dashboard_url,
             "nodes": self._cluster.facts(),
             "running": {
-                a.task_id: {"attempt": a.attempt, "node": self._cluster.name_of(a.node_id)}
+                a.task_id: {
+                    "attempt": a.attempt,
+                    "node": self._cluster.name_of(a.node_id),
+                    "signs": self._overseer.facts(a),
+                }
                 for a in list(self._attempts.active.values())[:_MAX_TOLD]
             },
             "next": [task.key for task in self._intake.backlog.first(_TOLD_NEXT)],

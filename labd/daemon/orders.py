@@ -9,6 +9,10 @@ from labd.engine.types import Job
 from labd.settings import Home
 from labd.task import TaskFile
 
+_LOOK_EVERY_S = 10.0
+_LEAST_LOOK_EVERY_S = 0.5
+_LOOKS = 6
+
 
 def engine_options(home: Home) -> dict[str, Any]:
     """Give the options of `labd.engine.client.Engine`."""
@@ -36,7 +40,15 @@ def engine_options(home: Home) -> dict[str, Any]:
             },
             "status_path": str(home.models_status),
         },
+        "look_every_s": look_every_s(settings.stuck_after),
     }
+
+
+def look_every_s(stuck_after_s: float) -> float:
+    """Give how often machines, and the attempts there, are looked at: some times within the limit of stuck work."""
+    if not stuck_after_s:
+        return _LOOK_EVERY_S
+    return min(_LOOK_EVERY_S, max(_LEAST_LOOK_EVERY_S, stuck_after_s / _LOOKS))
 
 
 def job_for(home: Home, active: Active, task: TaskFile) -> Job:

@@ -62,7 +62,7 @@ class Recovery:
             history = self._archive.history(held.task_id)
         except JournalError:
             return
-        claim = history.events[-1] if history.events else {}
+        claim = history.last
         if claim.get("event") == "claimed" and claim.get("attempt") == held.attempt:
             self._attempts.active[held.task_id] = self._orphan(held, claim)
 
@@ -87,6 +87,7 @@ class Recovery:
             since_s=now_s - held.age_s,
             max_retries=0,
             leaving="moved",
+            told_s=now_s,
         )
 
     def recover(self, event: str, held: dict[str, Held] | None = None) -> None:
@@ -119,7 +120,7 @@ class Recovery:
         if history.ended is not None:
             self._roll_forward(entry, history.ended)
             return
-        if history.events[-1]["event"] != "claimed":  # what became of the attempt is on record
+        if history.last.get("event") != "claimed":  # what became of the attempt is on record
             self._go_on_later(entry)
             return
         mine = held.get(entry.id)

@@ -37,7 +37,8 @@ class Engine:
             lives and dies with the driver), ``num_cpus``, ``num_gpus``, ``dashboard`` and ``token_path``
             (for one of our own), ``lab`` (a short hash of the lab's home, so that labs can share a
             cluster), ``lock_path`` (a file that workers hold locked while they run an attempt),
-            ``worker`` (what `labd.worker.warm_up` gets), ``models`` (what `labd.engine.models.ModelsActor` gets).
+            ``worker`` (what `labd.worker.warm_up` gets), ``models`` (what `labd.engine.models.ModelsActor` gets),
+            ``look_every_s`` (how often machines are looked at; absent: `labd.engine.probe.EVERY_S`).
         log_path: where the driver and Ray write what they have to say.
 
     """
@@ -112,6 +113,14 @@ class Engine:
     def cancel(self, task_id: str, attempt: int) -> None:
         """End the attempt and all its processes; an `Ended` will follow, or a `Ready` that does not hold it."""
         self._send([{"op": "cancel", "task_id": task_id, "attempt": attempt}])
+
+    def end_runs(self, task_id: str, attempt: int) -> None:
+        """Have the attempt's worker end the runs that are under way as stuck; it goes on. Nothing says that it did."""
+        self._send([{"op": "end_runs", "task_id": task_id, "attempt": attempt}])
+
+    def kill(self, task_id: str, attempt: int) -> None:
+        """Have the attempt's worker killed by its process id, be it stopped; for one that `cancel` did not end."""
+        self._send([{"op": "kill", "task_id": task_id, "attempt": attempt}])
 
     def measure(self, numbers: Sequence[dict[str, Any]]) -> None:
         """Have numbers exported for Prometheus, as `labd.engine.metrics` has them; dropped where there is no driver."""

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from labd.engine.remote import run_job, warm_up
+from labd.engine.remote import reach, run_job, warm_up
 from labd.text import printable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -74,6 +74,7 @@ class Dispatcher:
         self._attempts: dict[Key, _Attempt] = {}
         self._run = ray.remote(run_job)
         self._warm = ray.remote(warm_up)
+        self._reach_out = ray.remote(reach)
 
     def obey(self, orders: Iterable[Mapping[str, Any]]) -> None:
         """Carry out the daemon's orders, in order."""
@@ -82,6 +83,8 @@ class Dispatcher:
                 self._submit(order["job"], order["version"])
             elif order["op"] == "cancel":
                 self._cancel((order["task_id"], order["attempt"]))
+            elif order["op"] in {"end_runs", "kill"}:
+                self._reach((order["task_id"], order["attempt"]), order["op"])
 
     def held(self) -> list[dict[str, Any]]:
         """Give the attempts that are not forgotten, as the facts of `labd.engine.types.Held`."""
@@ -154,6 +157,20 @@ class Dispatcher:
             self._deliver(_ended(key, "cancelled", None, "was not running"))
         elif not attempt.over:
             ray.cancel(attempt.ref, force=True)
+
+    def _reach(self, key: Key, how: str) -> None:
+        """Reach an attempt's worker from another process of its node."""
+        with self._lock:
+            attempt = self._attempts.get(key)
+        if attempt is None or attempt.over:
+            return
+        away = attempt.node_id != self._node_id
+        self._reach_out.options(
+            name=f"labd:{how}",
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=_affinity(attempt.node_id),
+        ).remote(self._lab, away, key[0], key[1], how)
 
     def _ended(self, key: Key, future: Any) -> None:
         with self._lock:

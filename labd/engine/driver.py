@@ -140,7 +140,8 @@ def _connect(say: Says, options: Mapping[str, Any]) -> Ray:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from labd.engine.service import Attached  # noqa: PLC0415 - it imports ray: only after the environment is set
 
-    return Attached(options["address"], lab, say, die)
+    more = {"look_every_s": options["look_every_s"]} if "look_every_s" in options else {}
+    return Attached(options["address"], lab, say, die, **more)
 
 
 def _die(say: Says, reason: str) -> NoReturn:

@@ -62,7 +62,7 @@ class Embedded:
         import ray  # noqa: PLC0415 - only after the environment is set
 
         from labd.engine.dispatcher import Dispatcher, alive_nodes  # noqa: PLC0415 - it imports ray
-        from labd.engine.probe import Prober  # noqa: PLC0415 - it imports ray
+        from labd.engine.probe import EVERY_S, Prober  # noqa: PLC0415 - it imports ray
 
         self._ray = ray
         self._alive_nodes = alive_nodes
@@ -83,7 +83,9 @@ class Embedded:
             {**lab, "node_id": self._node_id}, self._deliver, models=self._models
         )
         self.obey = self._dispatcher.obey
-        self._prober = Prober(lab["worker"], self._node_id, say)
+        self._prober = Prober(
+            lab, self._node_id, say, every_s=options.get("look_every_s", EVERY_S)
+        )
         self._news = threading.Event()
         wait_for_lock(Path(lab["lock_path"]), LOCK_TIMEOUT_S)
 

@@ -22,6 +22,7 @@ from labd.machine import cpu_share
 from labd.text import printable
 
 EVERY_S = 10.0
+"""At most; more often where tasks are taken for stuck earlier."""
 _ANSWER_TIMEOUT_S = 20.0
 _OLD_S = 60.0
 """For so long the last answer of a node holds that gives none any more."""
@@ -31,19 +32,25 @@ _INSTALL = "Install the same version on all machines: make install from the same
 _CLOCK = "Have both machines' clocks set by the network: timedatectl set-ntp true"
 
 
-def facts_of_this_node(sandbox: Mapping[str, Any], results: str) -> dict[str, Any]:
-    """Give what `labd.machine.look` gives, with versions, and gaps of the sandbox. Runs on the node.
+def facts_of_this_node(lab: Mapping[str, Any], away: bool) -> dict[str, Any]:  # noqa: FBT001 - Ray's arguments are best plain
+    """Give what `labd.machine.look` gives, with versions, gaps of the sandbox, and signs of attempts. Runs on the node.
 
-    `results`: where attempts write, if this is the lab's own node; else empty.
+    `lab` has what `Prober` is given; `away`: whether this is another node than the lab's own. ``attempts``: for each attempt
+    of the lab's that is under way here ``task_id``, ``attempt``, and the facts of `labd.scheduler.Signs` but for ``at_s``,
+    which is ``looked_s`` beside it.
     """
     from labd import machine, worker  # noqa: PLC0415 - here, so that a node with another labd can say so
-    from labd.engine.remote import scratch_root  # noqa: PLC0415 - as above
+    from labd.engine.remote import scratch_root, signs_directory  # noqa: PLC0415 - as above
 
+    facts = machine.look(scratch_root() if away else Path(lab["worker"]["results"]))
+    busy = {gpu["index"]: gpu["busy"] for gpu in facts["gpus"] if gpu["busy"] is not None}
     return {
-        **machine.look(Path(results) if results else scratch_root()),
+        **facts,
         "labd": __version__,
         "ray": importlib.metadata.version("ray"),
-        "gaps": worker.gaps(sandbox),
+        "gaps": worker.gaps(lab["worker"]["sandbox"]),
+        "looked_s": time.monotonic(),
+        "attempts": worker.attempts_here(signs_directory(lab, away=away), busy),
     }
 
 
@@ -66,7 +73,9 @@ class Prober:
     """Asks all nodes, and says what they answer.
 
     Args:
-        worker: ``sandbox``, the settings that gaps are found by, and ``results``, where the lab's own node writes.
+        lab: ``lab`` and ``lock_path``, as in `labd.engine.remote.run_job`, and ``worker`` with ``sandbox``, the settings that gaps
+            are found by, and ``results``, where the lab's own node writes.
+        every_s: how often.
         local_id: the lab's own node.
         say: gets ``machines=``: by node id the facts, and ``problem`` and ``warning``, empty where all is well. ``cpu`` is
             the busy share of all CPUs since the answer before (``None``: there was none), and ``read_s`` when the answer
@@ -74,8 +83,17 @@ class Prober:
 
     """
 
-    def __init__(self, worker: Mapping[str, Any], local_id: str, say: Callable[..., None]) -> None:
-        self._worker, self._local_id, self._say = worker, local_id, say
+    def __init__(
+        self,
+        lab: Mapping[str, Any],
+        local_id: str,
+        say: Callable[..., None],
+        *,
+        every_s: float = EVERY_S,
+    ) -> None:
+        worker = {key: lab["worker"][key] for key in ("sandbox", "results")}
+        self._lab = {"lab": lab["lab"], "lock_path": lab["lock_path"], "worker": worker}
+        self._local_id, self._say, self._every_s = local_id, say, every_s
         self._ask = ray.remote(facts_of_this_node)
         self._known: dict[str, dict[str, Any]] = {}
         self._looks: dict[str, dict[str, Any]] = {}
@@ -91,7 +109,7 @@ class Prober:
             more.clear()
             if self.ask(nodes()):
                 self._say("machines", machines=self._known)
-            more.wait(EVERY_S)
+            more.wait(self._every_s)
 
     def ask(self, nodes: Sequence[str]) -> bool:
         """Ask these nodes at the same time; say whether there is news."""
@@ -119,8 +137,7 @@ class Prober:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
         answer: Future[_Answer] = Future()
-        results = self._worker["results"] if node == self._local_id else ""
-        asked = task.remote(self._worker["sandbox"], results)
+        asked = task.remote(self._lab, node != self._local_id)
         asked.future().add_done_callback(partial(_arrived, answer))
         return _Asked(began_s, answer)
 

@@ -22,6 +22,7 @@ from labd.errors import EngineError, LabdError
 SCRATCH_VARIABLE = "LABD_SCRATCH"
 """In the environment of a node's Ray: where attempts of labs on other machines have their directories."""
 
+_SIGNS = "signs"
 _EXIT_DELAY_S = 0.5
 _followed: set[int] = set()
 
@@ -56,8 +57,9 @@ def run_job(
     if archive is not None:
         return _run_away(job, gpus, _scratch(lab["lab"]), archive, models)
     _follow(lab["owner_pid"])
+    signs = signs_directory(lab, away=False)
     with sharing_lock(Path(lab["lock_path"])):
-        return worker.run(job, gpus, models=_broker(models))
+        return worker.run(job, gpus, models=_broker(models), signs=signs)
 
 
 def warm_up(config: dict[str, Any], lab: Mapping[str, Any], version: str, away: bool) -> None:  # noqa: FBT001 - Ray's arguments are best plain
@@ -81,6 +83,32 @@ def warm_up(config: dict[str, Any], lab: Mapping[str, Any], version: str, away: 
         return
     _follow(lab["owner_pid"])
     worker.warm_up(config)
+
+
+def reach(lab: Mapping[str, Any], away: bool, task_id: str, attempt: int, how: str) -> None:  # noqa: FBT001 - as in `warm_up`
+    """Reach the worker of an attempt on this node, which may be stopped: `labd.worker.reach` says how.
+
+    Args:
+        lab: as in `run_job`.
+        away: whether this node is not the lab's own.
+        task_id: which task.
+        attempt: which attempt at it.
+        how: ``end_runs`` or ``kill``.
+
+    """
+    from labd import worker  # noqa: PLC0415 - as in `run_job`
+
+    worker.reach(signs_directory(lab, away=away), task_id, attempt, how)
+
+
+def signs_directory(lab: Mapping[str, Any], *, away: bool) -> Path:
+    """Give where this node's workers say what they are at; it may not be there.
+
+    Raises:
+        EngineError: this node's own directory belongs to somebody else.
+
+    """
+    return (_scratch(lab["lab"]) if away else Path(lab["lock_path"]).parent) / _SIGNS
 
 
 def _follow(owner_pid: int) -> None:
@@ -122,7 +150,9 @@ def _run_away(
             os._exit(1)
 
     with Mirror(call, job, scratch / "attempts", on_lost=end) as mirror:
-        return worker.run(mirror.job, gpus, mirror.on_step, models=_broker(models))
+        return worker.run(
+            mirror.job, gpus, mirror.on_step, models=_broker(models), signs=scratch / _SIGNS
+        )
 
 
 def scratch_root() -> Path:

@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from labd import __version__
 from labd.engine.dispatcher import Dispatcher, alive_nodes
-from labd.engine.probe import Prober
+from labd.engine.probe import EVERY_S, Prober
 from labd.engine.processes import wait_for_lock
 from labd.engine.wire import TIMEOUT_S, connect, lines, listen, pack, peer_uid
 from labd.errors import EngineError
@@ -222,6 +222,7 @@ class Attached:
         lab: what a `Dispatcher` gets but for ``node_id``, and ``lab``, the lab's own name.
         say: the event pipe.
         die: called with the reason when Ray or the dispatcher is gone, or another driver took over.
+        look_every_s: how often machines are looked at.
 
     Raises:
         EngineError: the dispatcher could not be reached, or workers of an earlier one don't end.
@@ -234,6 +235,7 @@ class Attached:
         lab: Mapping[str, Any],
         say: Callable[..., None],
         die: Callable[[str], None],
+        look_every_s: float = EVERY_S,
     ) -> None:
         self._say = say
         self._die = die
@@ -253,7 +255,7 @@ class Attached:
         self._socket = connect(self._lock_path.parent)
         self._send([{"epoch": state["epoch"]}])
         self._nodes_at = time.monotonic()
-        self._prober = Prober(lab["worker"], self._node_id, say)
+        self._prober = Prober(lab, self._node_id, say, every_s=look_every_s)
         self._joined = threading.Event()
 
     def obey(self, orders: list[dict[str, Any]]) -> None:

@@ -50,6 +50,22 @@ class Pool:
         self._connect = connect
         self._lock = threading.Lock()
         self._clients: dict[str, Client] = {}
+        self._asks = 0
+
+    @property
+    def asks(self) -> int:
+        """How many requests are under way or wait, those for GPUs counted until they are there."""
+        return self._asks
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        with self._lock:
+            self._asks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asks -= 1
 
     def chat(
         self,
@@ -81,9 +97,10 @@ class Pool:
             del cancel  # it is in `how`
             return self._routed(messages, options, schema, how)
 
-        if schema is None:
-            return ask(messages, options)
-        return chat_structured(ask, messages, options, schema, cancel=cancel)
+        with self._asking():
+            if schema is None:
+                return ask(messages, options)
+            return chat_structured(ask, messages, options, schema, cancel=cancel)
 
     def _routed(
         self,
@@ -171,9 +188,11 @@ class Pool:
 
         """
         with watching() as vram:
-            lease = self._slots.get_gpus(indices, limit_s, cancel or Cancel())
+            with self._asking():
+                lease = self._slots.get_gpus(indices, limit_s, cancel or Cancel())
             try:
-                vram.wait_until_freed(lease.freed_bytes)
+                with self._asking():
+                    vram.wait_until_freed(lease.freed_bytes)
                 vram.close()
                 yield
             finally:

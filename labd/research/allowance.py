@@ -19,6 +19,7 @@ class Allowance:
         max_tokens_total: of prompts and replies together; ``None``: any number.
         max_runs: of experiments; ``None``: any number.
         deadline: on the clock; ``None``: none.
+        spent_s: of the time until the deadline, what earlier attempts have used.
         clock: gives seconds.
 
     """
@@ -29,13 +30,14 @@ class Allowance:
         max_runs: int | None = None,
         deadline: float | None = None,
         *,
+        spent_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.deadline = deadline
         self._max = {"tokens": max_tokens_total, "runs": max_runs}
         self._spent = {"tokens": 0, "runs": 0}
         self._clock = clock
-        self._began_s = clock()
+        self._began_s = clock() - spent_s
         self._lock = threading.Lock()
 
     @property

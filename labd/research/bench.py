@@ -10,7 +10,7 @@ from typing import Any, Self
 from labd.errors import ResearchError
 from labd.journal import Journal
 from labd.research.early import Watch
-from labd.research.experiment import Split, Tools, run_one
+from labd.research.experiment import OutOfTime, Split, Tools, run_one
 from labd.research.record import Run
 from labd.template import Param, Template
 
@@ -108,7 +108,39 @@ class Bench:
             self._tools.progress(stage, done + len(runs), total, told(run))
         return runs
 
+    def in_time(self, jobs: Sequence[Job], *, stage: str) -> list[Run]:
+        """Run jobs as `many` does, as many as the task's time allows; give those runs, in the jobs' order.
+
+        How many that were is recorded, so that a resumed task has no more.
+
+        Raises:
+            OutOfTime: not one of them could be run.
+
+        """
+        made: list[Run] = []
+
+        def make() -> int:
+            self._tools.progress(stage, 0, len(jobs), f"{len(jobs)} to run")
+            try:
+                for future in [self.start(job) for job in jobs]:
+                    made.append(future.result())
+                    self._tools.progress(stage, len(made), len(jobs), told(made[-1]))
+            except OutOfTime:
+                if not made:
+                    raise
+            return len(made)
+
+        inputs = {"jobs": [self._inputs(job) for job in jobs]}
+        count: int = self._journal.step(f"in_time/{stage}", inputs, make)
+        return made or self.many(jobs[:count], stage=stage, done=0, total=len(jobs))
+
     def _step(self, job: Job) -> Run:
+        inputs = self._inputs(job)
+        return Run.model_validate(
+            self._journal.step(f"run/{job.name}", inputs, lambda: self._run(job))
+        )
+
+    def _inputs(self, job: Job) -> dict[str, Any]:
         inputs: dict[str, Any] = {
             "template": self.template.sha256,
             "params": dict(job.params),
@@ -119,9 +151,7 @@ class Bench:
             inputs["scale"] = self.template.scale
         if job.code is not None:
             inputs["code"] = job.code.sha256
-        return Run.model_validate(
-            self._journal.step(f"run/{job.name}", inputs, lambda: self._run(job))
-        )
+        return inputs
 
     def _run(self, job: Job) -> dict[str, object]:
         gpus = self._gpus.get_nowait()

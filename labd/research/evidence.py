@@ -24,14 +24,19 @@ def confirm(
 ) -> list[list[Run]]:
     """Run all arms on the test split, each over the same fresh seeds; give the runs of each arm.
 
+    Where the task's time is nearly over, as many as there was time for: the same seeds of each arm, but perhaps the last.
     The only place where the test split is read.
+
+    Raises:
+        OutOfTime: there was time for none.
+
     """
     jobs = [
         Job(f"confirm-{arm.name}-{index:03d}", arm.params, seed, "test", arm.code)
         for index, seed in enumerate(seeds)
         for arm in arms
     ]
-    runs = bench.many(jobs, stage=stage, done=0, total=len(jobs))
+    runs = bench.in_time(jobs, stage=stage)
     return [runs[index :: len(arms)] for index in range(len(arms))]
 
 
@@ -86,6 +91,16 @@ def judge(
 def values_of(runs: Sequence[Run]) -> list[float]:
     """Give what those runs measured that measured something."""
     return [run.value for run in runs if run.value is not None]
+
+
+def cut_notes(confirmed: Sequence[Sequence[Run]], *, planned: int) -> list[str]:
+    """Say that there was no time for all runs on test, where there was not."""
+    made = min(len(runs) for runs in confirmed)
+    if made == planned:
+        return []
+    return [
+        f"The task's time limit was nearly over: of the {planned} runs of each side on test {made} were made."
+    ]
 
 
 def failure_notes(

@@ -63,6 +63,12 @@ class Cancelled(LabdError):
     code = "cancelled"
 
 
+class OutOfTime(LabdError):
+    """The time of the whole task is over, so that a run was ended or not begun; nothing of it is recorded."""
+
+    code = "timed_out"
+
+
 class SandboxTool(Protocol):
     """What this package needs of a sandbox."""
 
@@ -126,6 +132,7 @@ def run_one(
 
     Raises:
         Cancelled: `tools.cancelled` was set.
+        OutOfTime: the time of the whole task was over.
         ResearchError: nobody looked for the template's data.
         SandboxError: there is no sandbox, so nothing was run.
         StorageError: the disk would not take the run's files.
@@ -290,6 +297,7 @@ class _Runner:
 
         Raises:
             Cancelled: the work was called off meanwhile.
+            OutOfTime: the time of the whole task was over.
 
         """
         template, cancelled = self.template, stop.event if stop else self.tools.cancelled
@@ -318,6 +326,8 @@ class _Runner:
             result = once()
         if result.ending is Ending.CANCELLED and not (stop and stop.reason):
             raise Cancelled("the task was cancelled", where=self.name)
+        if result.ending is Ending.OUT_OF_TIME:
+            raise OutOfTime("the task's time limit was nearly over", where=self.name)
         return result
 
 

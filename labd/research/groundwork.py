@@ -35,6 +35,8 @@ class Brief:
     """``None``: the template's."""
     deadline: float | None = None
     """In `time.monotonic` seconds; the search ends early enough to confirm what it has."""
+    spent_s: float = 0.0
+    """Of the time until the deadline, what earlier attempts have used."""
     gpus: tuple[int, ...] = ()
     """Indices of the GPUs that the runs may share out."""
 

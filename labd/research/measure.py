@@ -170,6 +170,9 @@ def _failure(result: SandboxResult, template: Template) -> Measured | None:
     if result.ending is Ending.TIMED_OUT:
         reason = f"it did not end within its {template.time_limit_s:g} s"
         return Measured(TrialStatus.TIMED_OUT, reason=reason)
+    if result.ending is Ending.STUCK:
+        reason = "stuck: it was ended because nothing in it moved any more"
+        return Measured(TrialStatus.TIMED_OUT, reason=reason)
     if result.ending in over:
         return Measured(TrialStatus.LIMIT, reason=over[result.ending])
     if result.ending is Ending.KILLED:

@@ -24,8 +24,8 @@ from labd.research.asking import Asker
 from labd.research.bench import Bench
 from labd.research.checker import mask_numbers
 from labd.research.control import Searched, control_of, search_without_model
-from labd.research.evidence import Arm, confirm, failure_notes, judge, values_of
-from labd.research.experiment import Tools
+from labd.research.evidence import Arm, confirm, cut_notes, failure_notes, judge, values_of
+from labd.research.experiment import OutOfTime, Tools
 from labd.research.groundwork import (
     Brief,
     baseline_failed,
@@ -51,6 +51,7 @@ from labd.template import Metric, Template, refuse_researcher, seed_ideas, snaps
 _HELLO_TOKENS = 16
 EXPLORING_SHARE = 0.7
 """Of the tokens and the time, for ideas and trials: the rest is kept for evidence, paper and reviews."""
+_NO_ABLATION = "There was no time left to take the winning changes away one at a time."
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def run_study(
 
     Raises:
         Cancelled: `tools.cancelled` was set.
+        OutOfTime: the task's time was over before anything could be compared.
         ConfigError: the template changed while it was read, or names nothing, or nothing readable, that a model may change.
         ResearchError: the template can't be judged: its baseline gives no value, or needs what is not there.
         ModelError: no model could be reached at all.
@@ -104,7 +106,7 @@ def run_study(
     editable_texts(template)  # a file that can't be changed is told before anything is run
     brief = replace(plan.brief, template=template)
     plan = replace(plan, brief=brief)
-    allowance = Allowance(plan.max_tokens_total, deadline=brief.deadline)
+    allowance = Allowance(plan.max_tokens_total, deadline=brief.deadline, spent_s=brief.spent_s)
     asker = Asker(
         given.chat,
         journal,
@@ -202,6 +204,7 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
         work.show(None if best is None else best.name)
         searched = _search_too(desk, baseline, provenance, trials, notes)
         confirmed = _confirm(desk, work, provenance, best, searched)
+        notes += cut_notes([*confirmed.values()], planned=brief.num_confirm_seeds)
         if not values_of(confirmed["baseline"]):
             raise baseline_failed(confirmed["baseline"], desk.results_dir)
         ablations = _ablate(desk, work, provenance, best, confirmed, notes=notes)
@@ -399,17 +402,21 @@ def _ablate(
     left_s = desk.allowance.seconds_left()
     short = left_s is not None and needed_s > left_s
     if desk.journal.step("limit/ablation", {}, lambda: short):
-        notes.append("There was no time left to take the winning changes away one at a time.")
+        notes.append(_NO_ABLATION)
         return []
     places = itertools.count(1)
-    return ablate(
-        desk.bench,
-        parts,
-        new,
-        confirmed["best"],
-        seeds=provenance.confirm_seeds,
-        place=lambda files: work.code(f"ablation-{next(places):02d}", files),
-    )
+    try:
+        return ablate(
+            desk.bench,
+            parts,
+            new,
+            confirmed["best"],
+            seeds=provenance.confirm_seeds,
+            place=lambda files: work.code(f"ablation-{next(places):02d}", files),
+        )
+    except OutOfTime:
+        notes.append(_NO_ABLATION)
+        return []
 
 
 def _counts(ideas: Sequence[Idea], trials: Sequence[Trial], runs: Sequence[Run]) -> dict[str, int]:

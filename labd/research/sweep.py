@@ -16,7 +16,7 @@ from typing import Any
 from labd.errors import StorageError
 from labd.journal import Journal
 from labd.research.bench import Bench, Job, gpu_shares
-from labd.research.evidence import Arm, confirm, failure_notes, judge
+from labd.research.evidence import Arm, confirm, cut_notes, failure_notes, judge
 from labd.research.experiment import Cancelled, Tools
 from labd.research.groundwork import (
     Brief,
@@ -48,6 +48,7 @@ def run_sweep(
 
     Raises:
         Cancelled: `tools.cancelled` was set.
+        OutOfTime: the task's time was over before anything could be compared.
         ConfigError: the template changed while it was read.
         ResearchError: the template can't be judged: its baseline gives no value, it needs a module
             that is not there, or more GPUs than there are.
@@ -268,7 +269,12 @@ def _record(
         importances=_importances(brief, journal, found.trials, best),
         counts=_counts(found.trials, 1 + sum(map(len, confirmed))),
         provenance=provenance,
-        notes=[*found.notes, *failure_notes(arms), *template.cautions],
+        notes=[
+            *found.notes,
+            *cut_notes(confirmed, planned=brief.num_confirm_seeds),
+            *failure_notes(arms),
+            *template.cautions,
+        ],
     )
 
 

@@ -89,6 +89,10 @@ class Ending(StrEnum):
     CPU_LIMIT = "cpu_limit"
     KILLED = "killed"
     """Somebody outside killed the sandbox itself; the run says nothing about its command."""
+    STUCK = "stuck"
+    """Cancelled by who runs it because nothing in it moved; a sandbox by itself gives ``cancelled`` for that."""
+    OUT_OF_TIME = "out_of_time"
+    """Ended, or not begun, by who runs it because the time of the whole task was over; it says nothing about its command."""
 
 
 @dataclass(frozen=True, slots=True)

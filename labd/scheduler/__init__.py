@@ -38,6 +38,17 @@ from labd.scheduler.model import (
 from labd.scheduler.planner import Planner
 from labd.scheduler.reasons import Plan
 from labd.scheduler.shares import decayed
+from labd.scheduler.stuck import (
+    Recovery,
+    Signs,
+    Standing,
+    Verdict,
+    evidence,
+    judge,
+    next_recovery,
+    seen,
+    told_to_end,
+)
 
 __all__ = [
     "Backlog",
@@ -45,15 +56,24 @@ __all__ = [
     "Demand",
     "Node",
     "Plan",
+    "Recovery",
     "Running",
+    "Signs",
     "Snapshot",
+    "Standing",
     "Start",
+    "Verdict",
     "Waiting",
     "WaitingClass",
     "decayed",
+    "evidence",
     "gate",
+    "judge",
+    "next_recovery",
     "plan",
     "retry_delay_s",
+    "seen",
+    "told_to_end",
 ]
 
 

@@ -15,6 +15,8 @@ class Demand:
     num_gpus: float
     at_home: bool = False
     """Whether it can run on the lab's own machine only."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of nodes that it goes to only where no other could hold it."""
 
     def __str__(self) -> str:
         parts = [amount(self.num_gpus, "GPU")] if self.num_gpus else []

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from labd.scheduler.model import Backlog, Demand, Running, Snapshot, Start, Waiting, age
-from labd.scheduler.rooms import Room, can_hold, rooms_of, soonest
+from labd.scheduler.rooms import Room, rooms_of, soonest
 from labd.scheduler.shares import Shares
 
 
@@ -39,7 +39,7 @@ class Planner:
             if self._start(task):
                 continue
             free = node_id in self.rooms and node_id not in self.kept
-            if free and can_hold(self.rooms[node_id].node, task.demand):
+            if free and self.rooms[node_id].able(task.demand):
                 self.kept[node_id] = task
 
     def _keep_for_the_big(self, priority: int, smallest: Demand) -> None:
@@ -60,7 +60,7 @@ class Planner:
         able = [
             room
             for node_id, room in self.rooms.items()
-            if node_id not in self.kept and can_hold(room.node, task.demand)
+            if node_id not in self.kept and room.able(task.demand)
         ]
         if able:
             self.kept[soonest(able, task.demand).node.id] = task

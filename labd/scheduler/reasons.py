@@ -75,7 +75,7 @@ class Plan:
         nodes = self._snapshot.nodes
         if self._snapshot.hold or not nodes:
             return self._snapshot.hold or "waits for the engine to start"
-        able = [r for r in self._planner.rooms.values() if can_hold(r.node, demand)]
+        able = [r for r in self._planner.rooms.values() if r.able(demand)]
         barred = [b for b in self._snapshot.barred if can_hold(b.node, demand)]
         told = "".join(f"; {one.node.name}: {one.why}" for one in barred[:_MOST_BARRED])
         if not able and barred:

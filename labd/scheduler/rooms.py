@@ -13,10 +13,10 @@ SLACK = 1e-6  # sums of fractions such as 0.1 + 0.2 must still fit
 class Room:
     """What is free on a node: CPUs, and the part of each device."""
 
-    __slots__ = ("cpus", "gpus", "node", "tasks")
+    __slots__ = ("cpus", "gpus", "node", "others", "tasks")
 
-    def __init__(self, node: Node, tasks: Sequence[Running]) -> None:
-        self.node, self.tasks = node, len(tasks)
+    def __init__(self, node: Node, tasks: Sequence[Running], others: Sequence[Node] = ()) -> None:
+        self.node, self.tasks, self.others = node, len(tasks), others
         self.cpus = node.num_cpus
         for task in tasks:
             self.cpus -= task.demand.num_cpus
@@ -34,9 +34,19 @@ class Room:
         wanted = math.ceil(num_gpus - SLACK)
         return tuple(whole[:wanted]) if len(whole) >= wanted else None
 
+    def able(self, demand: Demand) -> bool:
+        """Tell whether the demand could come here if the node were empty: one that avoids it only where it has to."""
+        return can_hold(self.node, demand) and not self._avoided(demand)
+
+    def _avoided(self, demand: Demand) -> bool:
+        if self.node.id not in demand.avoid:
+            return False
+        others = (node for node in self.others if node.id not in demand.avoid)
+        return any(can_hold(node, demand) for node in others)
+
     def fit(self, demand: Demand) -> tuple[int, ...] | None:
         """Give the devices for the demand, or None where it does not fit."""
-        if demand.at_home and not self.node.home:
+        if (demand.at_home and not self.node.home) or (demand.avoid and self._avoided(demand)):
             return None
         return self.devices(demand.num_gpus) if self.cpus + SLACK >= demand.num_cpus else None
 
@@ -94,7 +104,7 @@ def rooms_of(nodes: Sequence[Node], running: Iterable[Running]) -> dict[str, Roo
     tasks: defaultdict[str, list[Running]] = defaultdict(list)
     for task in running:
         tasks[task.node_id].append(task)
-    return {node.id: Room(node, tasks[node.id]) for node in nodes}
+    return {node.id: Room(node, tasks[node.id], nodes) for node in nodes}
 
 
 def can_hold(node: Node, demand: Demand) -> bool:

@@ -27,6 +27,7 @@ from labd.log import Logger, file_logger
 from labd.sandbox import Ahead, sweep
 from labd.task import TaskFile, parse_task
 from labd.worker.boxes import LIMITS_HIT, gpus_free, note_ending, progress_to, sandbox_of
+from labd.worker.signs import Beats
 
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
@@ -60,10 +61,12 @@ def run(
     gpus: Sequence[int],
     on_step: OnStep | None = None,
     models: "Call | None" = None,
+    signs: Path | None = None,
 ) -> dict[str, Any]:
     """Do the attempt; give its outcome: ``attempt``, ``outcome`` (done or failed), ``error``, ``summary``.
 
-    `models`: the way to the lab's broker of language models, where the job may need one.
+    `models`: the way to the lab's broker of language models, where the job may need one. `signs`: a directory of this
+    node in which workers say what they are at, see `labd.worker.signs.Beats`.
 
     Never raises for what the task, its template or the disk did; such things are a failed outcome
     with ``code``, ``message`` and ``retryable`` in ``error``.
@@ -71,7 +74,7 @@ def run(
     started = utc_now()
     clock = time.monotonic()
     LIMITS_HIT.clear()
-    with _pool(job, models) as pool:
+    with _pool(job, models) as pool, _beats(signs, job, gpus, pool):
         did = _guarded(lambda: _attempt(job, gpus, on_step, clock, pool))
     if did.disturbed:
         # A killed helper process may be the first sign of everything being killed: then this process
@@ -133,6 +136,7 @@ class _Kept:
     """What this process keeps from one attempt to the next."""
 
     primer: _Primer | None = None
+    beats: Beats | None = None
 
 
 _kept = _Kept()
@@ -207,6 +211,22 @@ def _pool(job: Mapping[str, Any], models: "Call | None") -> Iterator["Pool | Non
     holder = holder_of(job["task_id"], job["attempt"])
     with Pool(models, holder=holder, node_id=job["node_id"], notes=_waits(job)) as pool:
         yield pool
+
+
+@contextmanager
+def _beats(
+    directory: Path | None, job: Mapping[str, Any], gpus: Sequence[int], pool: "Pool | None"
+) -> Iterator[None]:
+    """Say for the length of a block, for others on this node, that this process has the attempt."""
+    if directory is not None and _kept.beats is None:
+        # Without a file for them the signs are missing, and the work can still be done.
+        with suppress(OSError):
+            _kept.beats = Beats(directory)
+    if _kept.beats is None:
+        yield
+        return
+    with _kept.beats.during(job, gpus, lambda: 0 if pool is None else pool.asks):
+        yield
 
 
 def _waits(job: Mapping[str, Any]) -> Callable[[str, str], None]:

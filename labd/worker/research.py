@@ -33,6 +33,10 @@ LITERATURE = ".literature"
 _DEADLINE_SHARE = (
     0.8  # of the task's timeout, after which the search stops and the paper is written
 )
+_RUNS_SHARE = (
+    0.9  # of it, after which no run goes on, and what there is is judged and written down
+)
+_SHORT_S, _LEAST_KEPT_S, _MOST_KEPT_S = 60.0, 15.0, 300.0
 
 
 def do_research(
@@ -57,12 +61,18 @@ def do_research(
         log.warning("task.key_ignored", key=warning)
     template = _template(job, spec)
     tools = Tools(
-        sandbox=CappedSandbox(job["sandbox"], spec.limits, job["min_free_bytes"], pool),
+        sandbox=CappedSandbox(
+            job["sandbox"],
+            spec.limits,
+            job["min_free_bytes"],
+            pool,
+            until_s=clock + last_run_s(job["timeout_s"]),
+        ),
         cancelled=threading.Event(),
         progress=progress_to(log),
     )
-    brief = _brief(job, spec, template, gpus, clock)
     with Journal(results / JOURNAL, on_step=on_step) as journal:
+        brief = _brief(job, spec, template, gpus, clock, spent_s=journal.spent_s)
         if len(journal):
             log.info("journal.resumed", steps=len(journal))
         if spec.by_llm:
@@ -157,8 +167,15 @@ def _template(job: Mapping[str, Any], spec: TaskSpec) -> Template:
 
 
 def _brief(
-    job: Mapping[str, Any], spec: TaskSpec, template: Template, gpus: Sequence[int], clock: float
+    job: Mapping[str, Any],
+    spec: TaskSpec,
+    template: Template,
+    gpus: Sequence[int],
+    clock: float,
+    *,
+    spent_s: float,
 ) -> Brief:
+    within_s, spent_s = time_left(job["timeout_s"], spec.max_hours, spent_s)
     per_run = max(1, template.cpus_per_run)
     return Brief(
         task_id=job["task_id"],
@@ -168,12 +185,34 @@ def _brief(
         num_trials=spec.max_runs or template.num_trials,
         num_confirm_seeds=spec.num_seeds or template.num_confirm_seeds,
         parallel=max(1, int(job["num_cpus"] // per_run)),
-        deadline=clock
-        + min(_DEADLINE_SHARE * job["timeout_s"], 3600 * (spec.max_hours or math.inf)),
+        deadline=clock + within_s,
+        spent_s=spent_s,
         task_text=job["task_text"],
         task_sha256=job["task_sha256"],
         gpus=tuple(gpus),
     )
+
+
+def time_left(timeout_s: float, max_hours: float | None, spent_s: float) -> tuple[float, float]:
+    """Give how long an attempt may search, and what earlier ones have used of that time.
+
+    Args:
+        timeout_s: of each attempt.
+        max_hours: of all attempts together.
+        spent_s: what earlier ones have used.
+
+    """
+    attempt_s = min(_DEADLINE_SHARE * timeout_s, last_run_s(timeout_s))
+    hours_s = 3600 * (max_hours or math.inf) - spent_s
+    return (hours_s, spent_s) if hours_s < attempt_s else (attempt_s, 0.0)
+
+
+def last_run_s(timeout_s: float) -> float:
+    """Give when the last run has to be over, in seconds from the attempt's begin, so that a paper is written in time."""
+    if timeout_s < _SHORT_S:
+        return timeout_s  # there is no time for a paper in any case
+    kept_s = min(_MOST_KEPT_S, max(_LEAST_KEPT_S, (1 - _RUNS_SHARE) * timeout_s))
+    return timeout_s - kept_s
 
 
 def _import_ahead() -> None:

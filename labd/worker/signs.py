@@ -1,0 +1,227 @@
+"""Signs of an attempt: what its worker says of itself in a file, and what others on its node see of it.
+
+Each worker process has one file, named by its id and when it began, which no other process ever has. Others reach it
+by a file beside that, or by its process id.
+
+Source: proc_pid_stat(5), field 22; pidfd_open(2).
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from labd.archive import JOURNAL, LOG, OUTPUT
+from labd.files import write_json
+from labd.worker.boxes import RUNS
+
+_BEAT_S = 1.0
+_LINE_BYTES = 4096
+_MAX_NAMES = 20
+_SUFFIX, _ASKED = ".json", ".ask"
+
+
+class Beats:
+    """What a process says of its attempt, in a file of its own in a directory, made if missing.
+
+    Raises:
+        OSError: the disk would not take it.
+
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / f"{os.getpid()}-{_began(os.getpid())}{_SUFFIX}"
+        self._asked = path.with_suffix(_ASKED)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._mutex = threading.Lock()
+        self._said: dict[str, Any] | None = None
+        self._sizes: dict[str, Path] = {}
+        self._asks: Callable[[], int] = lambda: 0
+        self._number = 0
+        self._busy = threading.Event()
+        threading.Thread(target=self._beat, name="beats", daemon=True).start()
+
+    @contextmanager
+    def during(
+        self, job: Mapping[str, Any], gpus: Sequence[int], asks: Callable[[], int]
+    ) -> Iterator[None]:
+        """Say for the length of a block that this process has an attempt. `asks`: see `labd.scheduler.Signs`."""
+        results = Path(job["results_dir"])
+        with self._mutex:
+            self._sizes = {name: results / name for name in (JOURNAL, LOG, OUTPUT)}
+            self._asks = asks
+            who = {"task_id": job["task_id"], "attempt": job["attempt"]}
+            self._said = {**who, "gpus": list(gpus)}
+            self._write()
+        self._busy.set()
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._said = None
+                self._write()
+
+    def _beat(self) -> None:
+        while self._busy.wait():
+            with self._mutex:
+                if self._said is None:
+                    self._busy.clear()
+                    continue
+                self._write()
+            self._hear()
+            time.sleep(_BEAT_S)
+
+    def _write(self) -> None:
+        """Say how it stands; with the lock held. A disk that is full shows elsewhere."""
+        self._number += 1
+        facts: dict[str, Any] = {}
+        if self._said is not None:
+            runs = RUNS.under_way()
+            facts = {
+                **self._said,
+                "beats": self._number,
+                "journal_bytes": _size(self._sizes[JOURNAL]),
+                "log_bytes": _size(self._sizes[LOG]),
+                "output_bytes": _size(self._sizes[OUTPUT]) + sum(_size(run.log) for run in runs),
+                "asks": self._asks(),
+                "runs": [run.name[:100] for run in runs[:_MAX_NAMES]],
+            }
+        line = json.dumps(facts).encode()
+        if len(line) < _LINE_BYTES:
+            with suppress(OSError):
+                os.pwrite(self._fd, line.ljust(_LINE_BYTES), 0)
+
+    def _hear(self) -> None:
+        """Do what another process on this node asks of this one."""
+        asked = _read(self._asked)
+        if asked is None:
+            return
+        self._asked.unlink(missing_ok=True)
+        with self._mutex:
+            mine = self._said is not None and _same(self._said, asked)
+        if mine:
+            RUNS.end_stuck()
+
+
+def attempts_here(directory: Path, gpu_use: Mapping[int, float]) -> list[dict[str, Any]]:
+    """Give the attempts that workers on this node have: ``task_id``, ``attempt``, and what `labd.scheduler.Signs` has.
+
+    Args:
+        directory: of `Beats`; files of processes that are gone are removed.
+        gpu_use: how busy each GPU is now, by its index, 0 to 1.
+
+    """
+    said = {pid: facts for pid, _, facts in _said(directory)}
+    used = _cpu_by_family(said) if said else {}
+    found = []
+    for pid, facts in said.items():
+        gpus = facts.pop("gpus")
+        uses = [gpu_use[gpu] for gpu in gpus if gpu in gpu_use] or list(gpu_use.values())
+        own_s, work_s = used.get(pid, (0.0, 0.0))
+        use = max(uses) if gpus and uses else None
+        found.append({**facts, "own_cpu_s": own_s, "work_cpu_s": work_s, "gpu_use": use})
+    return found
+
+
+def reach(directory: Path, task_id: str, attempt: int, how: str) -> bool:
+    """Have an attempt's worker on this node end its runs as stuck (``end_runs``), or kill it (``kill``); say if there is one."""
+    wanted = {"task_id": task_id, "attempt": attempt}
+    for pid, path, facts in _said(directory):
+        if not _same(facts, wanted):
+            continue
+        if how == "kill":
+            _kill(pid, path)
+        else:
+            write_json(path.with_suffix(_ASKED), wanted, durable=False)
+        return True
+    return False
+
+
+def _kill(pid: int, path: Path) -> None:
+    with suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        try:
+            if _lives(path):  # so it is this process still that has the id
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)
+
+
+def _said(directory: Path) -> Iterator[tuple[int, Path, dict[str, Any]]]:
+    """Give the ids and the files of living processes with what they say, where they have an attempt."""
+    for path in directory.glob(f"*{_SUFFIX}") if directory.is_dir() else ():
+        if not _lives(path):
+            for gone in (path, path.with_suffix(_ASKED)):
+                gone.unlink(missing_ok=True)
+        elif facts := _read(path):
+            yield int(path.stem.partition("-")[0]), path, facts
+
+
+def _lives(path: Path) -> bool:
+    pid, _, began = path.stem.partition("-")
+    return pid.isdecimal() and _began(int(pid)) == began
+
+
+def _began(pid: int) -> str:
+    """Give when a process began, in clock ticks since the machine did; empty where it is gone."""
+    try:
+        raw = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return ""
+    return raw[raw.rindex(b")") :].split()[20].decode()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Give what a file says; nothing where it is not there, or is just being written."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("task_id", "attempt"))
+
+
+def _size(path: Path | None) -> int:
+    try:
+        return 0 if path is None else path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _cpu_by_family(pids: Iterable[int]) -> dict[int, tuple[float, float]]:
+    """Give the CPU seconds that each process has used itself, and those of all below it, the dead ones' too."""
+    children: dict[int, list[psutil.Process]] = {}
+    mine: dict[int, psutil.Process] = {}
+    wanted = set(pids)
+    for process in psutil.process_iter(["ppid"]):
+        children.setdefault(process.info["ppid"], []).append(process)
+        if process.pid in wanted:
+            mine[process.pid] = process
+    return {pid: _cpu_s(process, children) for pid, process in mine.items()}
+
+
+def _cpu_s(
+    process: psutil.Process, children: Mapping[int, Sequence[psutil.Process]]
+) -> tuple[float, float]:
+    own_s = work_s = 0.0
+    with suppress(psutil.Error):
+        used = process.cpu_times()
+        own_s, work_s = used.user + used.system, used.children_user + used.children_system
+    below = list(children.get(process.pid, ()))
+    while below:
+        one = below.pop()
+        below += children.get(one.pid, ())
+        with suppress(psutil.Error):
+            work_s += sum(one.cpu_times()[:4])
+    return own_s, work_s

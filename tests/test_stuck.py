@@ -1,0 +1,380 @@
+"""Stuck work: the rule, played look by look; the daemon that follows it; and the signs of real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from labd import worker
+from labd.errors import MoveRefused
+from labd.lab import Lab as People
+from labd.limits import TaskLimits
+from labd.recovering import ask, stand_of
+from labd.research.experiment import Tools, run_one
+from labd.research.record import TrialStatus
+from labd.scheduler import (
+    Backlog,
+    Demand,
+    Node,
+    Running,
+    Signs,
+    Snapshot,
+    Standing,
+    Verdict,
+    Waiting,
+    judge,
+    plan,
+    seen,
+    told_to_end,
+)
+from labd.template import load_template
+from labd.worker.boxes import RUNS, CappedSandbox
+from tests.factories import make_template, task_text
+from tests.processes import wait_until
+from tests.servers.fixtures import running_ollama
+from tests.test_command import SANDBOX
+from tests.test_command import Lab as CommandLab
+from tests.test_llm_pool import HELLO, brokered, endpoint, options, pool
+from tests.test_moves import Moves
+
+LIMIT_S = 60.0
+EVERY_S = 10.0
+RUN = ("trial-003",)
+
+
+class Played:
+    """An attempt that is looked at every ten seconds, by a daemon whose rule is the real one."""
+
+    def __init__(self, limit_s: float = LIMIT_S, **signs: object) -> None:
+        self.now_s = 1000.0
+        self.standing = Standing(limit_s, self.now_s, looked_s=self.now_s)
+        self.signs = replace(Signs(0.0, beats=0), **signs)  # type: ignore[arg-type]
+        self.look()
+
+    def look(
+        self, more: Mapping[str, float] | None = None, *, silent: bool = False
+    ) -> Verdict | None:
+        """Let ten seconds pass, in which each of the counters in `more` grows by so much; give what the rule says."""
+        self.now_s += EVERY_S
+        beats = None if silent else (self.signs.beats or 0) + 10
+        grown = {name: getattr(self.signs, name) + by for name, by in (more or {}).items()}
+        self.signs = replace(self.signs, at_s=self.signs.at_s + EVERY_S, beats=beats, **grown)
+        self.standing = seen(self.standing, self.signs, self.now_s)
+        return self.judged()
+
+    def judged(self, losses: int = 0) -> Verdict | None:
+        return judge(self.standing, losses=losses, max_retries=2)
+
+    def idle(self, looks: int) -> list[str]:
+        """Let nothing move for so many looks; give what the rule said at each."""
+        said = (self.look() for _ in range(looks))
+        return [verdict.recovery if verdict else "" for verdict in said]
+
+
+@pytest.mark.parametrize(
+    ("sign", "by", "moves"),
+    [
+        ("journal_bytes", 100, True),
+        ("log_bytes", 1, True),
+        ("output_bytes", 1, True),
+        ("work_cpu_s", 0.2, True),
+        ("work_cpu_s", 0.05, False),
+        ("own_cpu_s", 0.6, True),
+        ("own_cpu_s", 0.4, False),
+    ],
+)
+def test_each_sign_alone_keeps_work_from_being_stuck_and_idling_does_not(
+    sign: str,
+    by: float,
+    moves: bool,  # noqa: FBT001 - a case's own
+) -> None:
+    played = Played()
+    verdicts = [played.look({sign: by}) for _ in range(100)]
+    assert all(verdict is None for verdict in verdicts) is moves
+
+
+def test_a_gpu_in_use_and_a_model_that_is_waited_for_are_progress() -> None:
+    assert Played(gpu_use=0.5).idle(100) == [""] * 100
+    assert Played(asks=1).idle(100) == [""] * 100
+    assert "retry" in Played(gpu_use=0.0).idle(100)
+
+
+def test_a_worker_that_says_nothing_waits_for_no_model() -> None:
+    played = Played(asks=1)
+    assert any(played.look(silent=True) for _ in range(7))
+
+
+def test_stuck_runs_are_ended_once_then_the_attempt_until_the_retries_are_used_up() -> None:
+    played = Played(runs=RUN)
+    assert played.idle(6) == ["", "", "", "", "", "end_run"]
+    played.standing = told_to_end(played.standing, played.now_s)
+    assert played.idle(3) == [""] * 3, "the worker has a moment to do it"
+    assert played.look({"journal_bytes": 50}) is None
+    assert played.idle(6)[-1] == "retry"
+    last = played.judged(losses=2)
+    assert last is not None
+    assert last.recovery == "fail"
+
+
+def test_a_worker_that_does_not_end_its_runs_is_ended_itself() -> None:
+    played = Played(runs=RUN)
+    played.idle(6)
+    played.standing = told_to_end(played.standing, played.now_s)
+    assert played.idle(6) == ["", "", "", "", "", "retry"]
+    verdict = played.judged()
+    assert verdict is not None
+    assert any("nothing came of it" in fact for fact in verdict.evidence)
+
+
+def test_without_its_baseline_there_is_no_study_to_go_on_with() -> None:
+    assert Played(runs=("baseline-000",)).idle(6)[-1] == "retry"
+
+
+def test_what_is_not_looked_at_is_not_judged_and_a_first_look_proves_nothing() -> None:
+    played = Played()
+    played.now_s += 10 * LIMIT_S
+    assert played.judged() is None
+    assert played.look({"journal_bytes": 1}) is None
+    fresh = Standing(LIMIT_S, 0.0)
+    late = seen(fresh, Signs(5.0), 10 * LIMIT_S)
+    assert judge(late, losses=0, max_retries=0) is None
+    again = seen(late, Signs(5.0), 20 * LIMIT_S)
+    assert again == late, "an old look came twice"
+
+
+def test_no_limit_is_no_limit() -> None:
+    assert Played(limit_s=0.0).idle(1000) == [""] * 1000
+
+
+def test_the_evidence_says_since_when_what_was_last_and_what_is_under_way() -> None:
+    played = Played(runs=RUN)
+    played.look({"output_bytes": 7})
+    played.idle(6)
+    verdict = played.judged()
+    assert verdict is not None
+    said = "; ".join(verdict.evidence)
+    for words in ("nothing has moved for 1 m 00 s", "was output", "output 7 bytes", "trial-003"):
+        assert words in said
+
+
+# --- the daemon
+
+
+def at_work(lab: Moves, **over: Any) -> None:
+    """Have a task claimed and at work, and looked at once."""
+    lab.drop("pending/x.yaml", task_text(kind="command", run="true", template=None, **over))
+    lab.settle()
+    assert lab.path("running/x.yaml").exists()
+    look(lab)
+
+
+def look(lab: Moves, seconds: float = 20.0, **signs: Any) -> None:
+    """Let some time pass, by both clocks, and have the node looked at."""
+    lab.clock.jump(seconds)
+    lab.engine.look(**{"beats": round(time.monotonic()), **signs})
+    lab.settle()
+
+
+@pytest.fixture
+def moves(tmp_path: Path) -> Iterator[Moves]:
+    with Moves(tmp_path, "up") as lab:
+        yield lab
+
+
+def test_the_daemon_ends_what_is_stuck_says_why_and_gives_up_in_the_end(moves: Moves) -> None:
+    at_work(moves, stuck_after="30s", max_retries=1)
+    look(moves)
+    assert "stuck" not in moves.events("x")
+    look(moves)
+    moves.engine.ack_cancel("x")
+    moves.settle()
+    assert moves.events("x") == ["claimed", "stuck", "lost"]
+    assert moves.path("pending/x.yaml").exists()
+    stuck = moves.history("x").events[1]
+    assert (stuck["recovery"], stuck["by"]) == ("retry", "rule")
+    assert stuck["evidence"][0] == "nothing has moved for 40 s (its limit: 30 s)"
+    moves.clock.jump(2)
+    moves.settle()
+    for _ in range(3):
+        look(moves)
+    moves.engine.ack_cancel("x")
+    moves.settle()
+    assert moves.events("x") == ["claimed", "stuck", "lost"] * 2 + ["failed"]
+    error = (moves.archive.result("x") or {})["error"]
+    assert error["code"] == "stuck"
+    assert error["message"].startswith("it was stuck 2 times, and max_retries is 1; the last time")
+
+
+def test_the_wall_clock_may_jump_and_silence_of_the_machine_is_no_evidence(moves: Moves) -> None:
+    at_work(moves, stuck_after="30s", timeout="10h")
+    moves.clock.jump_wall(7 * 86400)
+    for _ in range(3):
+        look(moves, seconds=5)
+    moves.clock.jump_wall(-30 * 86400)
+    look(moves, seconds=5)
+    moves.clock.jump(3600)
+    moves.settle()
+    assert moves.events("x") == ["claimed"]
+
+
+def test_a_study_has_its_runs_ended_first_and_a_restart_between_loses_nothing(
+    moves: Moves,
+) -> None:
+    at_work(moves, stuck_after="30s")
+    for _ in range(2):
+        look(moves, runs=["trial-001"])
+    assert moves.engine.reached == [("x", 1, "end_runs")]
+    assert moves.events("x") == ["claimed", "stuck"]
+    moves.crash()
+    moves.start()
+    moves.settle()
+    assert moves.events("x") == ["claimed", "stuck"], "it was adopted"
+    moves.engine.finish("x")
+    moves.settle()
+    assert moves.events("x") == ["claimed", "stuck", "done"]
+
+
+def test_a_worker_that_does_not_end_when_told_to_is_killed(moves: Moves) -> None:
+    at_work(moves, timeout="1m")
+    look(moves, seconds=90)
+    assert moves.engine.reached == []
+    look(moves, seconds=11)
+    assert moves.engine.reached == [("x", 1, "kill")]
+
+
+def test_people_see_how_running_tasks_stand_and_recover_them_by_hand(moves: Moves) -> None:
+    lab = People(moves.home)
+    at_work(moves, stuck_after="30s")
+    look(moves, output_bytes=5)
+    look(moves, output_bytes=5)
+    with moves.spool.held():
+        stand = stand_of(lab, "x")
+        assert (stand.idle_s, stand.last_moved, stand.due_in_s) == (20, "output", 10)
+        assert (stand.recovery, stand.seen, stand.limit_s) == ("retry", True, 30)
+        ask(lab, stand)
+    assert moves.events("x") == ["claimed"], "asking is only a file"
+    look(moves, seconds=1, output_bytes=6)
+    assert moves.events("x") == ["claimed", "stuck"]
+    assert moves.history("x").events[1]["by"] == "hand"
+    assert list(moves.home.run_dir.glob("recover-*")) == []
+    with pytest.raises(MoveRefused, match="no daemon says"):
+        stand_of(lab, "x")
+
+
+def test_a_node_where_a_task_was_stuck_is_avoided_as_long_as_another_could_hold_it() -> None:
+    def started(nodes: list[Node], held: list[Running]) -> list[str]:
+        backlog = Backlog()
+        backlog.add(Waiting("x", 0, 1, Demand(1, 0, avoid=frozenset({"n1"})), "ann", 0.0))
+        shot = Snapshot(backlog, held, nodes, {}, 10.0, 1e9)
+        return [start.node_id for start in plan(shot).starts]
+
+    one, two, small = (Node(f"n{i}", f"n{i}", cpus, 0) for i, cpus in ((1, 4), (2, 4), (3, 0.5)))
+    busy = [Running("y", "n2", Demand(4, 0), "bob")]
+    assert started([one, two], []) == ["n2"]
+    assert started([one, two], busy) == [], "it waits for the other one"
+    assert started([one], []) == started([one, small], []) == ["n1"]
+
+
+# --- the signs of real processes
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from labd import worker
+print(worker.run(json.loads(sys.argv[1]), [], signs=Path(sys.argv[2]))["outcome"])
+"""
+
+
+@contextmanager
+def worker_process(job: dict[str, Any], signs: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-c", WORKER, json.dumps(job), str(signs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def signs_of(directory: Path) -> dict[str, Any]:
+    found = wait_until(lambda: worker.attempts_here(directory, {}), 30, "signs of the attempt")
+    return found[0]
+
+
+@pytest.mark.sandbox
+def test_a_silent_computation_uses_cpu_a_stopped_worker_says_nothing_and_can_be_killed(
+    tmp_path: Path,
+) -> None:
+    lab, signs = CommandLab(tmp_path), tmp_path / "signs"
+    job = lab.job(lab.text(run="while :; do :; done"))
+    with worker_process(job, signs) as process:
+        wait_until(lambda: signs_of(signs)["work_cpu_s"] > 0.2, 30, "CPU time")
+        first = signs_of(signs)
+        assert (first["task_id"], first["attempt"], first["asks"]) == ("x", 1, 0)
+        wait_until(lambda: signs_of(signs)["beats"] > first["beats"], 30, "a beat")
+        below = psutil.Process(process.pid).children(recursive=True)
+        for pid in (*(one.pid for one in below), process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: _still(signs), 30, "that nothing moves")
+        assert not worker.reach(signs, "x", 2, "kill"), "it is another attempt's"
+        assert worker.reach(signs, "x", 1, "kill")
+        assert process.wait(30) == -signal.SIGKILL
+    assert worker.attempts_here(signs, {}) == []
+    assert list(signs.iterdir()) == [], "what the dead left is swept away"
+
+
+def _still(signs: Path) -> bool:
+    """Say whether nothing moves for more than a beat."""
+    before = signs_of(signs)
+    time.sleep(1.5)
+    return signs_of(signs) == before
+
+
+@pytest.mark.sandbox
+def test_a_stuck_run_is_a_trial_that_failed_for_that_and_others_go_on(tmp_path: Path) -> None:
+    make_template(tmp_path, "hang", experiment="import time\ntime.sleep(600)", memory="256MiB")
+    template = load_template("hang", roots=[tmp_path])
+    tools = Tools(CappedSandbox(SANDBOX, TaskLimits(), 0, None))
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(
+            run_one,
+            template,
+            tools,
+            name="trial-003",
+            params={"x": 0.5},
+            seed=1,
+            split="validation",
+            results_dir=tmp_path,
+        )
+        wait_until(lambda: [one.name for one in RUNS.under_way()] == ["trial-003"], 30, "the run")
+        wait_until((tmp_path / "runs/trial-003/log.txt").exists, 30, "its beginning")
+        RUNS.end_stuck()
+        ended = future.result(30)
+    assert ended.status is TrialStatus.TIMED_OUT
+    assert (ended.reason or "").startswith("stuck: ")
+    assert RUNS.under_way() == []
+
+
+def test_a_request_to_a_slow_model_is_one_that_is_waited_for() -> None:
+    slow = running_ollama("--model=alpha", "--seconds-per-token=0.02")
+    with (
+        slow as node,
+        brokered(endpoint(node)) as call,
+        pool(call) as models,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        reply = threads.submit(models.chat, HELLO, options())
+        wait_until(lambda: models.asks == 1, 30, "the request")
+        assert not reply.done()
+        reply.result(60)
+        assert models.asks == 0
