@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import setproctitle
+from ray._raylet import setproctitle  # type: ignore[attr-defined] # a module in C
 
 from labd import __version__
 from labd.engine.calls import Call, calls_to

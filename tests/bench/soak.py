@@ -135,7 +135,7 @@ def _asking(url: str) -> Iterator[None]:
     def ask() -> None:
         while not over.wait(1.0):
             with suppress(urllib.error.URLError, OSError):
-                urllib.request.urlopen(url, timeout=10).read()  # noqa: S310 - our own page
+                urllib.request.urlopen(url, timeout=10).read()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -203,7 +203,7 @@ def _size(root: Path, only: str = "") -> tuple[int, int]:
             continue
         for name in names:
             with suppress(FileNotFoundError):
-                blocks += os.lstat(os.path.join(directory, name)).st_blocks  # noqa: PTH118, PTH116
+                blocks += os.lstat(os.path.join(directory, name)).st_blocks  # noqa: PTH118
                 files += 1
     return blocks * 512, files
 
