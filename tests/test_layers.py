@@ -90,6 +90,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "follow",
         "task",
         "settings",
+        "retention",
         "daemon",
         "doctor",
         "inventory",

@@ -31,7 +31,9 @@ _CLOCK = "Have both machines' clocks set by the network: timedatectl set-ntp tru
 def facts_of_this_node(sandbox: Mapping[str, Any]) -> dict[str, Any]:
     """Give what `labd.machine.look` gives, with versions, and gaps of the sandbox. Runs on the node."""
     from labd import machine, worker  # noqa: PLC0415 - here, so that a node with another labd can say so
+    from labd.engine.raylogs import sweep_now_and_then  # noqa: PLC0415 - as above
 
+    sweep_now_and_then()
     return {
         **machine.look(),
         "labd": __version__,
