@@ -6,7 +6,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +201,3 @@ class Archive:
             raise StorageError(
                 f"can't write {RESULT}: {error.strerror}", where=str(self.directory(task_id))
             ) from error
-
-    def free_bytes(self) -> int:
-        """Give the space that is left for results."""
-        return shutil.disk_usage(self.root).free

@@ -96,13 +96,13 @@ def _disk(home: Home) -> Iterator[Finding]:
     for name, path in (("spool", home.spool), ("results", home.results)):
         there = next(p for p in (path, *path.parents) if p.exists())
         free = shutil.disk_usage(there).free
-        if free < max(home.settings.min_free_bytes, _ENOUGH_FREE_BYTES):
-            least = f"labd claims nothing below {home.settings.min_free_bytes >> 20} MiB"
+        if free < max(limit := home.settings.min_free_bytes, _ENOUGH_FREE_BYTES):
             yield Finding(
                 f"disk: {name}",
-                Level.WARNING,
-                f"{free >> 20} MiB free at {path}",
-                f"Make room; {least}",
+                Level.FAILING if free < limit else Level.WARNING,
+                f"{free >> 20} MiB free at {path}"
+                + ("; nothing is claimed until there is more" if free < limit else ""),
+                f"Make room (`labd prune --dry-run`, docs/operations.md); labd claims nothing below {limit >> 20} MiB",
             )
         else:
             yield Finding(f"disk: {name}", Level.OK, f"{free >> 30} GiB free at {path}")

@@ -79,6 +79,11 @@ class Status:
     """The process that holds the spool, where one does."""
 
     @property
+    def held(self) -> str:
+        """Why nothing new is started at all, as far as a daemon runs that says so."""
+        return str(self.facts.get("held") or "") if self.up else ""
+
+    @property
     def stale(self) -> bool:
         """Whether the daemon has been silent for too long."""
         return self.age_s is None or self.age_s > _STALE_S

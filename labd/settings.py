@@ -275,6 +275,42 @@ class LoadSettings(_Part):
         return high, critical
 
 
+_Age = Annotated[Duration, Field(ge=3600)]
+
+
+class RetentionRule(_Part):
+    """What becomes of the results of tasks in one state; ages are since their end. Absent: never."""
+
+    compress_after: _Age | None = None
+    """From when on the working directories `runs/` and `files/` are kept as archives."""
+    prune_after: _Age | None = None
+    """From when on they are removed."""
+    max_bytes: Annotated[Size, Field(ge=0)] | None = None
+    """Of all results of such tasks together; beyond it the oldest are pruned."""
+    keep: Literal["results", "record"] = "results"
+    """What pruning leaves: all but the working directories, or only how the task ended."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "RetentionRule":
+        if self.compress_after and self.prune_after and self.prune_after <= self.compress_after:
+            msg = "prune_after longer than compress_after"
+            raise ValueError(msg)
+        return self
+
+
+class RetentionSettings(_Part):
+    """What is kept of tasks that have ended (docs/operations.md). Nothing goes where nothing is said."""
+
+    done: RetentionRule | None = None
+    failed: RetentionRule | None = None
+    cancelled: RetentionRule | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a rule."""
+        return any((self.done, self.failed, self.cancelled))
+
+
 class Settings(_Part):
     """All settings; unknown keys are errors, a change means a restart."""
 
@@ -303,6 +339,7 @@ class Settings(_Part):
     literature: LiteratureSettings = LiteratureSettings()
     page: PageSettings = PageSettings()
     load: LoadSettings = LoadSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @field_validator("endpoints")
     @classmethod

@@ -13,10 +13,11 @@ import pytest
 
 from labd.errors import SandboxError
 from labd.research import measure as module
-from labd.research.experiment import Cancelled, Tools, remove_tree, run_one
+from labd.research.experiment import Cancelled, Tools, run_one
 from labd.research.record import Run, TrialStatus
 from labd.sandbox import Sandbox
 from labd.template import Template, load_template
+from labd.trees import remove_tree
 from tests.boxes import make_sandbox
 from tests.factories import make_template
 

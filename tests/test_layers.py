@@ -1,6 +1,7 @@
 """Imports go one way through the house: each room may know only the rooms named here."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "labd"
 
 GROUND = {"errors", "clock", "text"}
-FILES = GROUND | {"files", "yamlfile", "limits"}
+FILES = GROUND | {"files", "trees", "yamlfile", "limits"}
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
     "text": set(),
     "files": {"errors"},
+    "trees": GROUND,
+    "packing": FILES,
     "yamlfile": {"text"},
     "apikey": {"errors"},
     "journald": set(),
@@ -30,7 +33,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "limits": {"clock"},
     "sandbox": FILES | {"promises"},
     "template": FILES | {"task"},
-    "command": FILES | {"task", "sandbox", "nvml"},
+    "command": FILES | {"task", "sandbox", "nvml", "packing"},
     "prompts": FILES | {"task", "command", "llm", "log"},
     "drop": FILES | {"task", "settings", "template", "command", "prompts"},
     "machine": {"text", "nvml"},
@@ -38,7 +41,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "research": FILES | {"journal", "sandbox", "template", "llm", "literature"},
     "worker": FILES
     | {"task", "archive", "journal", "llm", "sandbox", "command", "prompts"}
-    | {"template", "research", "literature", "log"},
+    | {"template", "research", "literature", "log", "packing"},
+    "retention": FILES | {"task", "settings", "spool", "archive", "packing"},
     "engine": {"errors", "text", "log", "llm", "worker", "shipping", "machine"},
     "nvml": set(),
     "campaigns": FILES | {"task", "nvml"},
@@ -88,6 +92,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "follow",
         "task",
         "settings",
+        "retention",
         "daemon",
         "doctor",
         "inventory",
@@ -103,6 +108,11 @@ MAY_KNOW: dict[str, set[str]] = {
 }
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def room(path: Path) -> str:
     relative = path.relative_to(PACKAGE)
     return relative.parts[0].removesuffix(".py")
@@ -110,7 +120,7 @@ def room(path: Path) -> str:
 
 def imported_rooms(path: Path) -> set[str]:
     rooms: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if (
             isinstance(node, ast.ImportFrom)
             and node.module
@@ -158,7 +168,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
 def test_a_library_is_used_in_its_room_only(library: str, rooms: set[str]) -> None:
     users = set()
     for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             names = (
                 [node.module or ""]
                 if isinstance(node, ast.ImportFrom)

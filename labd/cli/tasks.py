@@ -106,10 +106,13 @@ def list_tasks(
         "counts": counts,
         "daemon": {"up": status.up, "status_age_s": status.age_s},
         "paused": lab.paused,
+        "held": status.held,
     }
-    notes = ("; no daemon runs" if not status.up else "") + (
-        "; paused: nothing new is started until `labd resume`" if lab.paused else ""
-    )
+    notes = "" if status.up else "; no daemon runs"
+    if lab.paused:
+        notes += "; paused: nothing new is started until `labd resume`"
+    elif status.held:
+        notes += f"; nothing new is started: {safe(status.held)}"
     answer(as_json, data, lambda: _show_list(views, counts, notes))
 
 

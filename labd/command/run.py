@@ -18,6 +18,7 @@ from labd.command.gpus import Gpus, find_gpus
 from labd.command.outputs import Kept, settle
 from labd.command.places import LOCK, Fence, Places, judge
 from labd.files import Unsynced, locked_within
+from labd.packing import unpack_all
 from labd.sandbox import Ahead, Ending, Limits, Sandbox, SandboxResult
 from labd.sandbox.workdir import usage
 from labd.task import TaskFile
@@ -165,8 +166,9 @@ def _environment(task: TaskFile, attempt: Attempt, gpus: Gpus) -> dict[str, str]
 
 @contextmanager
 def _alone(attempt: Attempt) -> Iterator[None]:
-    """Hold the command's results against other attempts, and put the last one's log aside."""
+    """Hold the command's results against other attempts and retention, and have them as the last attempt left them."""
     with locked_within(attempt.results / LOCK, _LOCK_TIMEOUT_S) as fd:
+        unpack_all(attempt.results)
         _put_log_aside(attempt.results, os.pread(fd, 20, 0))
         os.pwrite(fd, f"{attempt.number:<19}\n".encode(), 0)
         yield

@@ -13,9 +13,11 @@ from typing import Any
 from labd.archive import Archive
 from labd.daemon.attempts import Attempts
 from labd.daemon.campaigning import Campaigning, Seen
+from labd.daemon.chores import Chores
 from labd.daemon.cluster import Cluster
 from labd.daemon.counts import Counts
 from labd.daemon.endings import Endings
+from labd.daemon.hygiene import Hygiene
 from labd.daemon.intake import Intake
 from labd.daemon.notify import Notifier
 from labd.daemon.orders import engine_options, job_for
@@ -97,6 +99,9 @@ class Daemon:
         self._page: PageProcess | None = None
         if page and settings.page.enabled:
             self._page = PageProcess(home.root, home.run_dir / "page.log", log)
+        self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
+        logs = (home.run_dir / "engine.log", home.run_dir / "page.log")
+        self._hygiene = Hygiene(home, self._chores, log, logs)
         self._notifier = Notifier(os.environ)
         self._cluster = Cluster(home.drained, log)
         self._dashboard_url = ""
@@ -176,6 +181,9 @@ class Daemon:
             self._status.write(self._facts(stopped=False))
         if self._page is not None:
             self._page.keep()
+        self._chores.turn()
+        if not self._once:
+            self._hygiene.turn()
 
     # --- observe
 
@@ -239,7 +247,9 @@ class Daemon:
     def _start(self) -> None:
         running = self._attempts.running()
         nodes = self._cluster.usable()
-        self._held = self._hold() or self._cluster.why_none()
+        hold = self._hold()
+        self._hygiene.tell(hold)
+        self._held = hold or self._cluster.why_none()
         now_s = time.monotonic()
         if now_s - self._usage_at_s >= _USAGE_EVERY_S:
             elapsed_s = now_s - self._usage_at_s
@@ -276,10 +286,7 @@ class Daemon:
     def _hold(self) -> str:
         if self._spool.paused:
             return "paused: nothing new is started until `labd resume`"
-        free, wanted = self._archive.free_bytes(), self._home.settings.min_free_bytes
-        if free >= wanted:
-            return ""
-        return f"waits for disk space: {self._home.results} has {free >> 20} MiB free, wanted {wanted >> 20} MiB"
+        return self._hygiene.why_no_room()
 
     def _sync_in_time(self) -> None:
         """Make claims and moves durable within a moment; one fsync then serves all of that moment."""
@@ -304,6 +311,7 @@ class Daemon:
         self._notifier.stopping()
         if self._page is not None:
             self._page.stop()
+        self._chores.close()
         leaves = self._engine.survives
         running = len(self._attempts.active)
         self._log.info("daemon.stopping", running=running, work_goes_on=leaves)
@@ -353,6 +361,8 @@ class Daemon:
             self._sync_at_s,
             self._page.next_s if self._page is not None else float("inf"),
             now_s + self._notifier.due_in_s,
+            self._chores.next_s,
+            self._hygiene.next_s,
             *([] if self._once else [self._campaigning.next_s]),
         ]
         return max(0.001, min(times) - now_s)
@@ -377,6 +387,7 @@ class Daemon:
             "pid": os.getpid(),
             "stopped": stopped,
             "paused": self._spool.paused,
+            "held": self._held,
             "dashboard_url": self._dashboard_url,
             "nodes": self._cluster.facts(),
             "running": {

@@ -63,7 +63,9 @@ class PageProcess:
 
     def _start(self, now_s: float) -> None:
         try:
-            with self._output.open("wb") as output:
+            self._output.unlink(missing_ok=True)
+            # For appending, so that it can be cut when it has become too long.
+            with self._output.open("ab") as output:
                 self._process = subprocess.Popen(
                     self._command,
                     stdin=subprocess.DEVNULL,

@@ -22,6 +22,7 @@ from labd.text import printable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
+TASK_NAME = "labd"
 MAX_WARM = 8
 """Worker processes that are started ahead on a node, at most: each holds some 50 MB."""
 SPARE = 1
@@ -134,7 +135,9 @@ class Dispatcher:
             archive = self._archive(job) if job["node_id"] != self._node_id else None
             models = self._models() if job["wants_models"] or job["num_gpus"] else None
             ref = self._run.options(
-                name=f"labd:{key[0]}#{key[1]} {job['results_dir']}",
+                # One name for all: Ray keeps counts by name, in this process and in its agents, and never
+                # forgets one (29 and 18 MiB for each thousand names, measured). `run_job` says whose it is.
+                name=TASK_NAME,
                 num_cpus=job["num_cpus"],
                 num_gpus=job["num_gpus"],
                 max_retries=0,

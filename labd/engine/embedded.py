@@ -143,6 +143,11 @@ def environment() -> None:
             "RAY_worker_niceness": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # num_gpus: 0 sees no GPU
             "RAY_DEDUP_LOGS": "0",
+            # Each process's log, for as long as it lives, and the one before it; labd.engine.raylogs does the rest.
+            "RAY_ROTATION_MAX_BYTES": str(4 * 2**20),
+            "RAY_ROTATION_BACKUP_COUNT": "1",
+            # What Ray remembers of tasks that ended, for its dashboard: 100,000 take 0.4 GB in its control service.
+            "RAY_task_events_max_num_task_in_gcs": "1000",
         }
     )
 

@@ -40,8 +40,10 @@ def facts_of_this_node(lab: Mapping[str, Any], away: bool) -> dict[str, Any]:  #
     which is ``looked_s`` beside it.
     """
     from labd import machine, worker  # noqa: PLC0415 - here, so that a node with another labd can say so
+    from labd.engine.raylogs import sweep_now_and_then  # noqa: PLC0415 - as above
     from labd.engine.remote import scratch_root, signs_directory  # noqa: PLC0415 - as above
 
+    sweep_now_and_then()
     facts = machine.look(scratch_root() if away else Path(lab["worker"]["results"]))
     busy = {gpu["index"]: gpu["busy"] for gpu in facts["gpus"] if gpu["busy"] is not None}
     return {

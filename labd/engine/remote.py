@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import setproctitle  # type: ignore[attr-defined] # a module in C
 
 from labd import __version__
 from labd.engine.calls import Call, calls_to
@@ -53,6 +54,8 @@ def run_job(
     _require_version(version)
     from labd import worker  # noqa: PLC0415 - late: after the version has been checked
 
+    # As Ray itself names the process after the task that it runs, and afterwards calls it idle again.
+    setproctitle(f"ray::labd:{job['task_id']}#{job['attempt']} {job['results_dir']}")
     gpus = [int(gpu) for gpu in ray.get_gpu_ids()] if job["num_gpus"] else []
     if archive is not None:
         return _run_away(job, gpus, _scratch(lab["lab"]), archive, models)

@@ -65,6 +65,8 @@ def _notices(snapshot: Snapshot, words: Words, *, read_only: bool) -> list[Html]
         notices.append(tag("p", words("daemon_up"), class_="good"))
     if snapshot.paused:
         notices.append(tag("p", words("paused"), class_="warn"))
+    elif status.held:
+        notices.append(tag("p", words("held", why=status.held), class_="warn"))
     if snapshot.unread:
         notices.append(tag("p", words("reading", count=snapshot.unread)))
     if read_only:

@@ -34,6 +34,7 @@ _TABLE: Mapping[str, tuple[str, str]] = {
         "Dispatching is paused: what runs goes on.",
         "새 작업 시작이 일시 중지됨. 실행 중인 작업은 계속됩니다.",
     ),
+    "held": ("Nothing new is started: {why}", "새 작업을 시작하지 않음: {why}"),
     "read_only": ("read-only", "읽기 전용"),
     "seen": ("data from", "데이터 시각"),
     "old": (

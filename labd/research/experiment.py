@@ -38,7 +38,7 @@ from labd.template import (
     fill_evaluate,
 )
 from labd.template.model import INPUTS, RUN_DIR, TEMPLATE_DIR
-from labd.text import printable
+from labd.trees import remove_tree
 
 Split = Literal["validation", "test"]
 
@@ -371,23 +371,6 @@ def _draw(runner: _Runner, place: _Place) -> None:
         (place.directory / "plots").mkdir(exist_ok=True)
     for name, picture in pictures.items():
         write_atomic(place.directory / "plots" / name, picture)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory that untrusted code filled, however deep or forbidding it is.
-
-    Raises:
-        StorageError: something is left.
-
-    """
-    # shutil.rmtree recurses in Python and fails on a thousand nested directories; rm(1) does not.
-    commands = (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"])
-    for command in commands:
-        if not os.path.lexists(path):
-            return
-        _call(*command, "--", str(path))
-    if os.path.lexists(path):
-        raise StorageError("the directory could not be removed", where=printable(str(path)))
 
 
 def _open(path: Path) -> None:

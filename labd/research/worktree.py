@@ -22,10 +22,10 @@ from labd.errors import ConfigError, StorageError
 from labd.files import write_atomic
 from labd.research.bench import Code
 from labd.research.edits import MAX_FILE_BYTES
-from labd.research.experiment import remove_tree
 from labd.research.hunks import patch
 from labd.template import Template
 from labd.text import printable
+from labd.trees import remove_tree
 
 MAX_TRACKED_BYTES = 2**20
 """A larger file of a template is in no commit; the first commit's message names it."""

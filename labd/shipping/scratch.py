@@ -15,8 +15,9 @@ from typing import Any
 
 from labd.errors import Busy
 from labd.files import write_json
-from labd.shipping.tree import opened, remove_tree, walk
+from labd.shipping.tree import opened, walk
 from labd.text import printable
+from labd.trees import remove_tree
 
 _LOCK_POLL_S = 0.05
 _MAX_ENTRIES = 1_000_000

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import os
 import stat
-import subprocess
 import threading
 import time
 from collections import OrderedDict
@@ -17,9 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from labd.errors import StorageError
 from labd.shipping.model import MAX_DEPTH, Parts, path_problem
-from labd.text import printable
 
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -29,7 +26,6 @@ _PIECE_BYTES = 2**20
 _SETTLED_NS = 50_000_000
 """A file that changed less than this before it was read may change again without its times showing it."""
 _MAX_HASHES = 200_000
-_REMOVE_TIMEOUT_S = 600.0
 
 Signature = tuple[int, int, int, int, int]
 
@@ -264,25 +260,3 @@ def _look(level: _Level, name: str, left_out: Callable[[str], str]) -> Found | N
     elif not problem and not stat.S_ISREG(info.st_mode):
         problem = "is not a plain file"
     return Found(path, info, problem)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory that untrusted code filled, however deep or forbidding it is.
-
-    Raises:
-        StorageError: something is left.
-
-    """
-    # shutil.rmtree recurses in Python and fails on a thousand nested directories; rm(1) does not.
-    for command in (["rm", "-rf"], ["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
-        if not os.path.lexists(path):
-            return
-        subprocess.run(
-            [*command, "--", str(path)],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_REMOVE_TIMEOUT_S,
-        )
-    if os.path.lexists(path):
-        raise StorageError("the directory could not be removed", where=printable(str(path)))

@@ -13,6 +13,7 @@ from labd.journal import Journal
 from labd.literature.model import Options
 from labd.literature.search import Literature
 from labd.log import Logger
+from labd.packing import unpack_all
 from labd.research.experiment import Tools
 from labd.research.groundwork import Brief
 from labd.research.paper import write_paper
@@ -72,6 +73,7 @@ def do_research(
         progress=progress_to(log),
     )
     with Journal(results / JOURNAL, on_step=on_step) as journal:
+        unpack_all(results)
         brief = _brief(job, spec, template, gpus, clock, spent_s=journal.spent_s)
         if len(journal):
             log.info("journal.resumed", steps=len(journal))

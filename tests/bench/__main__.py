@@ -18,6 +18,7 @@ NAMES = (
     "models",
     "research",
     "page",
+    "soak",
 )
 
 

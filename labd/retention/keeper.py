@@ -1,0 +1,327 @@
+"""Carries out what the rules say, one task at a time, each under the locks that its own work would hold."""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labd.archive import EVENTS, JOURNAL, RESULT, Archive
+from labd.clock import from_iso, to_iso, utc_now
+from labd.errors import Busy, JournalError, LabdError, TaskFileError
+from labd.files import locked, write_atomic, write_json
+from labd.packing import WORKING, archive_of, discard, leftovers, pack, unpack_all
+from labd.retention.clock import Reading, trust
+from labd.retention.rules import Action, Finished, Keep, Plan, Rule, decide
+from labd.settings import Home, RetentionRule
+from labd.spool import Entry, Spool
+from labd.task import State, TaskFile, parse_task
+from labd.text import printable
+from labd.trees import remove_tree, size_of
+
+MARK = "pruned.json"
+"""In a task's results: when they were pruned, by which rule, and what went."""
+_LOCK = ".lock"
+_OLD_JOURNAL = "journal.pruned.jsonl"
+_RECORD = (EVENTS, RESULT, JOURNAL, MARK, _LOCK)
+"""What stays where the record alone is kept. What is a lock stays a file, empty where it has to."""
+_MEMORY = "retention.json"
+_UNDECIDED = (State.PENDING, State.RUNNING)
+_LOOK_AGAIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of an action. `problem`: why it was not done, or not whole."""
+
+    action: Action
+    freed_bytes: int = 0
+    problem: str = ""
+
+
+class Keeper:
+    """One lab's results, as retention sees them."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._spool, self._archive = Spool(home.spool), Archive(home.results)
+        self._named = _Named(self._spool, home.results)
+
+    @property
+    def rules(self) -> dict[State, Rule]:
+        """What the settings say, by state; empty where nothing is ever to go."""
+        said = self._home.settings.retention
+        found = {State.DONE: said.done, State.FAILED: said.failed, State.CANCELLED: said.cancelled}
+        return {state: _rule(one) for state, one in found.items() if one is not None}
+
+    def plan(self, rules: Mapping[State, Rule], now_s: float) -> Plan:
+        """Give what these rules do now; changes nothing.
+
+        Raises:
+            OSError: results/ or the spool can't be looked at.
+
+        """
+        named = self._named.look()
+        found = [
+            task
+            for state, rule in rules.items()
+            for entry in self._spool.entries(state)
+            if (task := self._finished(state, entry, rule, now_s, named)) is not None
+        ]
+        return decide(found, rules, now_s)
+
+    def carry_out(self, actions: Sequence[Action]) -> Iterator[Done]:
+        """Do one after the other, and give what became of each; what can't be done now is left for the next time."""
+        for action in actions:
+            before = size_of(self._archive.directory(action.id)).size_bytes
+            try:
+                with self._held(action):
+                    self._do(action)
+            except (LabdError, OSError) as error:
+                yield Done(action, problem=printable(str(error), 300))
+                continue
+            after = size_of(self._archive.directory(action.id)).size_bytes
+            yield Done(action, freed_bytes=max(0, before - after))
+
+    def unpack(self, wanted_id: str) -> list[str]:
+        """Give a task's working directories back from their archives; give their names.
+
+        Raises:
+            Busy: the task is at work. StorageError, OSError: as `labd.packing.unpack`.
+
+        """
+        with self._locked(self._archive.directory(wanted_id)):
+            return unpack_all(self._archive.directory(wanted_id))
+
+    def may_remove(self, now: Reading) -> str:
+        """Give why nothing is to be removed without being asked for, by the clocks, or an empty text; remembers the look.
+
+        Raises:
+            OSError: it can't be remembered.
+
+        """
+        path = self._home.run_dir / _MEMORY
+        try:
+            last = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            last = {}
+        why, memory = trust(last if isinstance(last, dict) else {}, now)
+        write_json(path, memory)
+        return why
+
+    # --- looking
+
+    def _finished(
+        self, state: State, entry: Entry, rule: Rule, now_s: float, named: Mapping[str, str]
+    ) -> Finished | None:
+        """Look at one task, or give ``None``: it is too young for any rule, or there is nothing that could go."""
+        moved_s = entry.moved_ns / 1e9
+        if rule.max_bytes is None and 0 <= now_s - moved_s < rule.least_age_s:
+            return None
+        directory = self._archive.directory(entry.id)
+        if directory.is_symlink() or not directory.is_dir():
+            return None
+        ended_s, kept = self._end(entry.id)
+        sizes = _sizes(directory)
+        return Finished(
+            entry.id,
+            state,
+            # Who moves a file by hand today has something in mind with it: the later of the two counts.
+            max(ended_s, moved_s),
+            **sizes,
+            kept=kept or named.get(entry.id, ""),
+        )
+
+    def _end(self, wanted_id: str) -> tuple[float, str]:
+        """Give when the task ended, and why it is not to be touched if that is not on record."""
+        try:
+            history = self._archive.history(wanted_id)
+            if history.ended is None:
+                return 0.0, "its end is not on record"
+            return from_iso(str(history.events[-1]["at"])).timestamp(), ""
+        except (JournalError, ValueError, KeyError) as error:
+            return 0.0, f"its end can't be read: {printable(str(error), 200)}"
+
+    # --- doing
+
+    @contextmanager
+    def _held(self, action: Action) -> Iterator[None]:
+        """Hold the task's locks, and have it still be in the state that the rule is for.
+
+        Raises:
+            Busy: its work holds one of them, or the task was moved.
+
+        """
+        with self._locked(self._archive.directory(action.id)):
+            places = {state for state, _ in self._spool.where(action.id)}
+            if places != {action.state}:
+                raise Busy("it was moved meanwhile")
+            if why := self._end(action.id)[1] or self._named.look().get(action.id, ""):
+                raise Busy(why)
+            yield
+
+    @contextmanager
+    def _locked(self, directory: Path) -> Iterator[None]:
+        """Hold what attempts hold: a command's lock, the journal, and the directory for what comes from other nodes."""
+        with ExitStack() as held:
+            try:
+                fd = os.open(
+                    directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                )
+                held.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for name in (_LOCK, JOURNAL):
+                    if (directory / name).is_file():
+                        held.enter_context(locked(directory / name))
+            except BlockingIOError as error:
+                raise Busy("it is at work") from error
+            yield
+
+    def _do(self, action: Action) -> None:
+        directory = self._archive.directory(action.id)
+        for path in leftovers(directory):
+            remove_tree(path)
+        if action.what == "compress":
+            self._compress(directory)
+        else:
+            _prune(directory, action)
+
+    def _compress(self, directory: Path) -> None:
+        for name in WORKING:
+            if not (directory / name).is_dir() or (directory / name).is_symlink():
+                continue
+            size_bytes = size_of(directory / name).size_bytes
+            free = shutil.disk_usage(directory).free - self._home.settings.min_free_bytes
+            if free < size_bytes:
+                raise Busy("there is no room to compress it: the archive is made first")
+            pack(directory, name)
+
+
+def _prune(directory: Path, action: Action) -> None:
+    """Remove what the rule lets go: on record first, and so that what is left can be begun anew."""
+    doomed = _doomed(directory, action.keep)
+    facts: dict[str, Any] = {
+        "at": to_iso(utc_now()),
+        "reason": action.reason,
+        "keep": action.keep,
+        "removed": sorted(printable(path.name) for path in doomed),
+    }
+    write_json(directory / MARK, facts)
+    if action.state is not State.DONE:
+        _close_journal(directory, action.keep)
+    for path in doomed:
+        if path.name in WORKING:
+            discard(directory, path.name)
+        else:
+            remove_tree(path)
+
+
+def _close_journal(directory: Path, keep: Keep) -> None:
+    """Have a retry begin anew: what the journal's steps speak of is going. Emptied in place, because the file is a lock."""
+    journal = directory / JOURNAL
+    if not journal.is_file() or not journal.stat().st_size:
+        return
+    if keep == "results":
+        write_atomic(directory / _OLD_JOURNAL, journal.read_bytes())
+    fd = os.open(journal, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _doomed(directory: Path, keep: Keep) -> list[Path]:
+    if keep == "record":
+        return sorted(path for path in directory.iterdir() if path.name not in _RECORD)
+    working = (
+        path for name in WORKING for path in (directory / name, archive_of(directory, name))
+    )
+    return [path for path in working if os.path.lexists(path)]
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    sizes = dict.fromkeys(("loose_bytes", "packed_bytes", "other_bytes", "record_bytes"), 0)
+    packed = {archive_of(directory, name).name for name in WORKING}
+    for path in directory.iterdir():
+        kind = "other_bytes"
+        if path.name in WORKING:
+            kind = "loose_bytes"
+        elif path.name in packed:
+            kind = "packed_bytes"
+        elif path.name in _RECORD:
+            kind = "record_bytes"
+        sizes[kind] += size_of(path).size_bytes
+    return sizes
+
+
+class _Named:
+    """Which tasks are named by others that wait or run. A long queue is read once, and then what is new in it."""
+
+    def __init__(self, spool: Spool, results: Path) -> None:
+        self._spool, self._results = spool, results
+        self._read: dict[tuple[State, str], tuple[tuple[int, int, int], tuple[str, ...]]] = {}
+        self._found: dict[str, str] = {}
+        self._as_of: tuple[int, ...] = ()
+        self._looked_s = float("-inf")
+
+    def look(self) -> Mapping[str, str]:
+        """Give their ids, each with why it stays.
+
+        Raises:
+            OSError: the spool can't be looked at.
+
+        """
+        as_of = tuple(os.stat(self._spool.directory(state)).st_mtime_ns for state in _UNDECIDED)  # noqa: PTH116
+        now_s = time.monotonic()
+        if as_of != self._as_of or now_s - self._looked_s > _LOOK_AGAIN_S:
+            self._found = self._look()
+            self._as_of, self._looked_s = as_of, now_s
+        return self._found
+
+    def _look(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        read, self._read = self._read, {}
+        for state in _UNDECIDED:
+            for entry in self._spool.entries(state):
+                key = (state, entry.name)
+                version, ids = read.get(key, ((0, 0, 0), ()))
+                if version != entry.version:
+                    ids = self._ids_in(state, entry.name)
+                self._read[key] = (entry.version, ids)
+                why = f"{printable(entry.id, 60)} is {state.value} and names it"
+                found |= dict.fromkeys(ids, why)
+        return found
+
+    def _ids_in(self, state: State, name: str) -> tuple[str, ...]:
+        try:
+            raw = self._spool.read(state, name)
+            if not any(key in raw for key in (b"after", b"input", b"workdir")):
+                return ()  # most tasks; reading YAML is what takes the time
+            return tuple(_names_of(parse_task(raw, name), self._results))
+        except (TaskFileError, FileNotFoundError):
+            return ()
+
+
+def _names_of(task: TaskFile, results: Path) -> Iterator[str]:
+    """Give the ids of the tasks whose results a task's file names, or for which it waits."""
+    spec = task.spec
+    yield from spec.after
+    real = Path(os.path.realpath(results))
+    given = [*spec.inputs.values(), *filter(None, (spec.workdir, spec.input))]
+    for named in given:
+        path = Path(named)
+        if not path.is_absolute():
+            path = results.parent / path
+        below = Path(os.path.realpath(path))
+        if below != real and below.is_relative_to(real):
+            yield below.relative_to(real).parts[0]
+
+
+def _rule(said: RetentionRule) -> Rule:
+    return Rule(said.compress_after, said.prune_after, said.max_bytes, said.keep)

@@ -1,0 +1,173 @@
+"""What is to be compressed or pruned, and why: a pure function of what has ended, the rules, and the time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from labd.clock import print_duration
+from labd.task import State
+
+AHEAD_S = 300.0
+"""An end this far ahead of the clock, or more, says that the clock is not to be believed."""
+
+Keep = Literal["results", "record"]
+"""What pruning leaves: all but the working directories, or how the task ended and no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """For the tasks of one state; ages are since the end. ``None``: never."""
+
+    compress_after_s: float | None = None
+    prune_after_s: float | None = None
+    max_bytes: int | None = None
+    """Of all results of tasks in this state together; the oldest are pruned first."""
+    keep: Keep = "results"
+
+    @property
+    def least_age_s(self) -> float:
+        """The age below which nothing of a task is touched for its age."""
+        ages = [age for age in (self.compress_after_s, self.prune_after_s) if age is not None]
+        return min(ages, default=float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A task that has ended, and how much of its results is what; bytes on the disk.
+
+    `kept`: why nothing of it may be touched now, or an empty text.
+    """
+
+    id: str
+    state: State
+    ended_s: float
+    loose_bytes: int = 0
+    """Working directories as they are."""
+    packed_bytes: int = 0
+    """Working directories as archives."""
+    other_bytes: int = 0
+    """What people came for: goes only where the record alone is kept."""
+    record_bytes: int = 0
+    kept: str = ""
+
+    @property
+    def all_bytes(self) -> int:
+        """Everything together."""
+        return self.loose_bytes + self.packed_bytes + self.other_bytes + self.record_bytes
+
+    def prunable_bytes(self, keep: Keep) -> int:
+        """Give what pruning frees."""
+        working = self.loose_bytes + self.packed_bytes
+        return working if keep == "results" else working + self.other_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing to do to one task's results. `size_bytes`: what goes, or what is compressed."""
+
+    id: str
+    state: State
+    what: Literal["compress", "prune"]
+    keep: Keep
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, the oldest tasks first, and what a rule would have done but for a reason; by task id."""
+
+    actions: tuple[Action, ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def decide(tasks: Sequence[Finished], rules: Mapping[State, Rule], now_s: float) -> Plan:
+    """Give what the rules do to those tasks at `now_s`, in seconds since the epoch.
+
+    A task whose end is ahead of the clock stays, and is told: one of the two is wrong.
+    """
+    actions: list[Action] = []
+    kept: dict[str, str] = {}
+    notes: list[str] = []
+    for state, rule in rules.items():
+        mine = sorted(
+            (task for task in tasks if task.state is state),
+            key=lambda task: (task.ended_s, task.id),
+        )
+        found = {action.id: action for action in _by_age(mine, rule, now_s)}
+        found |= {action.id: action for action in _byshown_bytes(mine, rule, found, now_s, notes)}
+        for task in mine:
+            if (action := found.get(task.id)) is None:
+                continue
+            if why := task.kept or _ahead(task, now_s):
+                kept[task.id] = why
+            else:
+                actions.append(action)
+    return Plan(tuple(actions), kept, tuple(notes))
+
+
+def _by_age(tasks: Sequence[Finished], rule: Rule, now_s: float) -> Iterator[Action]:
+    for task in tasks:
+        age_s = now_s - task.ended_s
+        for what, after_s, size_bytes in (
+            ("prune", rule.prune_after_s, task.prunable_bytes(rule.keep)),
+            ("compress", rule.compress_after_s, task.loose_bytes),
+        ):
+            if after_s is not None and size_bytes and (age_s >= after_s or _ahead(task, now_s)):
+                reason = f"ended {_days(age_s)} ago; {what}_after is {_days(after_s)}"
+                yield Action(task.id, task.state, what, rule.keep, size_bytes, reason)  # type: ignore[arg-type] # one of two words
+                break
+
+
+def _byshown_bytes(
+    tasks: Sequence[Finished],
+    rule: Rule,
+    decided: Mapping[str, Action],
+    now_s: float,
+    notes: list[str],
+) -> Iterator[Action]:
+    """Prune the oldest until the rest fits. What is being compressed counts as it is: how small it gets is not known."""
+    if rule.max_bytes is None:
+        return
+    total = sum(task.all_bytes for task in tasks)
+    total -= sum(
+        action.size_bytes
+        for task in tasks
+        if (action := decided.get(task.id)) and action.what == "prune" and not task.kept
+    )
+    for task in tasks:
+        if total <= rule.max_bytes:
+            return
+        size_bytes = task.prunable_bytes(rule.keep)
+        known = decided.get(task.id)
+        if not size_bytes or (known is not None and known.what == "prune"):
+            continue
+        reason = f"{shown_bytes(total)} of {tasks[0].state.value} tasks; max_bytes is {shown_bytes(rule.max_bytes)}"
+        yield Action(task.id, task.state, "prune", rule.keep, size_bytes, reason)
+        if not (task.kept or _ahead(task, now_s)):
+            total -= size_bytes
+    if total > rule.max_bytes:
+        notes.append(
+            f"{tasks[0].state.value}: {shown_bytes(total)} stay, max_bytes is {shown_bytes(rule.max_bytes)}; "
+            "nothing more of them may go"
+        )
+
+
+def _ahead(task: Finished, now_s: float) -> str:
+    if task.ended_s <= now_s + AHEAD_S:
+        return ""
+    return f"it ended {_days(task.ended_s - now_s)} ahead of this machine's clock"
+
+
+def _days(seconds: float) -> str:
+    return print_duration(float(round(abs(seconds))))
+
+
+def shown_bytes(size_bytes: float) -> str:
+    """Print a size as people read it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
