@@ -42,9 +42,11 @@ MAY_KNOW: dict[str, set[str]] = {
     "engine": {"errors", "text", "log", "llm", "worker", "shipping", "machine"},
     "nvml": set(),
     "campaigns": FILES | {"task", "nvml"},
+    "hooks": FILES | {"apikey", "llm", "log", "settings"},
     "daemon": FILES
     | {
         "campaigns",
+        "hooks",
         "task",
         "settings",
         "spool",
@@ -75,6 +77,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "template",
         "findings",
         "installation",
+        "hooks",
     },
     "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
     "tryout": GROUND | {"settings", "sandbox", "template", "research"},
@@ -143,7 +146,7 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
         ("fastapi", {"page"}),
         ("uvicorn", {"page"}),
         ("watchdog", {"spool"}),
-        ("httpx", {"llm"}),
+        ("httpx", {"llm", "hooks"}),
         ("httpcore", {"literature"}),
         ("bibtexparser", {"literature"}),
         ("httptools", {"llm"}),
