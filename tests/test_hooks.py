@@ -24,6 +24,7 @@ from labd.settings import Home, NotifySettings
 from tests.factories import write_settings
 from tests.processes import wait_until
 from tests.stepped import Lab
+from tests.test_cli import labd
 from tests.test_moves import text
 
 QUICK = Pace(tries=4, within_s=20.0, first_s=0.01)
@@ -468,6 +469,25 @@ def test_a_wrong_entry_is_refused_with_its_line(
         write_settings(tmp_path, notify=[entry])
     assert wanted in str(caught.value)
     assert "labd.yaml:" in str(caught.value)
+
+
+def test_it_is_tried_by_hand(tmp_path: Path) -> None:
+    argv = script(tmp_path, 'cat >>"$OUT/told"; echo heard; exit "$1"')
+    entries = [
+        {"on": ["failed"], "command": [*argv, "0"]},
+        {"on": ["failed"], "command": [*argv, "3"]},
+        {"on": ["done"], "command": [*argv, "4"]},
+    ]
+    write_settings(tmp_path, notify=entries)
+    done = labd(tmp_path, "notify")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        *(f"command {argv[0]}: told", "  it said: heard"),
+        *(f"command {argv[0]}: FAILED: it ended with 3", "  it said: heard"),
+        f"command {argv[0]}: is not told of failed",
+    ]
+    assert [message["events"][0]["test"] for message in told(tmp_path)] == [1, 1]
+    assert labd(tmp_path, "notify", "lost").returncode == 2
 
 
 # --- the daemon

@@ -89,6 +89,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "follow",
         "task",
         "settings",
+        "hooks",
         "daemon",
         "doctor",
         "inventory",
