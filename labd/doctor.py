@@ -10,6 +10,7 @@ from pathlib import Path
 
 from labd import machine
 from labd.findings import Finding, Level
+from labd.hooks import problems_of, shown_name
 from labd.installation import examine_nodes, examine_ports, examine_service
 from labd.inventory import different_weights, router_of
 from labd.lab import Lab
@@ -44,6 +45,7 @@ def examine(home: Home) -> Iterator[Finding]:
         _disk,
         _gpu,
         _models,
+        _notify,
     ]
     for look in checks:
         yield from look(home)
@@ -154,6 +156,16 @@ def _endpoint(side: Side) -> Finding:
     models = ", ".join(printable(model.name, 60) for model in (look.models or ())[:8])
     state = "" if look.health == "up" else f" ({look.health})"
     return Finding(name, Level.OK, f"{url}{state}: {models or 'no models yet'}")
+
+
+def _notify(home: Home) -> Iterator[Finding]:
+    for rule in home.settings.notify:
+        name = f"notify: {shown_name(rule)}"
+        problems = [*problems_of(rule, home.root)]
+        for what, fix in problems:
+            yield Finding(name, Level.WARNING, what, fix)
+        if not problems:
+            yield Finding(name, Level.OK, f"told of {', '.join(rule.on)}; `labd notify` tries it")
 
 
 def _wanted(home: Home) -> dict[str, str]:

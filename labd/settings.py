@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -209,6 +210,8 @@ class PageSettings(_Part):
         dict[Annotated[str, Field(min_length=1, max_length=100)], str], Field(max_length=1000)
     ] = Field(default_factory=dict)
     """Who may sign in: a name, and what `labd page --hash-password` printed. Empty: nobody has to."""
+    url: _Url | None = None
+    """Where others reach it, for links in notifications; absent: at `host` and `port`."""
     read_only: bool = False
     """Whether it only shows, and nobody can submit, cancel or change anything with it."""
     language: Literal["auto", "en", "ko"] = "auto"
@@ -222,6 +225,84 @@ class PageSettings(_Part):
                 msg = "for each name what `labd page --hash-password` prints; never the password itself"
                 raise ValueError(msg)
         return value
+
+
+def _is_server(parts: SplitResult) -> bool:
+    """Say whether a URL names a server of the web and nobody's name or password; raises `ValueError` for no port."""
+    odd = set(parts.netloc) & set("@{}")
+    return (
+        parts.scheme in {"http", "https"} and bool(parts.hostname) and not odd and parts.port != 0
+    )
+
+
+_Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:-]{1,100}$")]
+_HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")]
+_HeaderValue = Annotated[str, Field(max_length=2000, pattern=r"^[\x20-\x7e]*$")]
+
+
+class NotifySettings(_Part):
+    """Somebody to tell of what happens: a command of this machine, or a server (docs/operations.md)."""
+
+    on: Annotated[
+        tuple[Literal["done", "failed", "stuck", "report"], ...], Field(min_length=1, max_length=4)
+    ]
+    """What it is told of."""
+    command: Annotated[tuple[_Path, ...], Field(min_length=1, max_length=100)] | None = None
+    """A program with its arguments, never a shell's line; the program by an absolute path, or to be found in
+    /usr/local/bin, /usr/bin or /bin."""
+    webhook: str | None = None
+    """Where JSON is sent to by POST. ``{key}`` in it, or in a header, stands for the key."""
+    headers: Annotated[dict[_HeaderName, _HeaderValue], Field(max_length=50)] = Field(
+        default_factory=dict
+    )
+    """Further headers of the request."""
+    key_env: _Variable | None = None
+    """The environment variable of the daemon that holds the key; where ``{key}`` stands nowhere, it is sent as
+    ``Authorization: Bearer``."""
+    key_file: str | None = None
+    """A file that holds it, from the home or absolute, of mode 0600."""
+    key_credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")] | None = None
+    """A file in /etc/labd/keys, for a lab that is installed."""
+    labels: Annotated[tuple[_Label, ...], Field(max_length=100)] = ()
+    """Only of tasks that have one of these; none: of all."""
+    campaigns: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
+    """Only of what belongs to one of these; none: of all."""
+    timeout: Annotated[Seconds, Field(le=600)] = 30.0
+    """How long the command may run, or one request take."""
+    every: Annotated[Seconds, Field(le=86_400)] = 30.0
+    """At most one message in this time: what happens meanwhile is told together."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_plain(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        wanted = "a URL that begins with http:// or https://, without a user's name or spaces; {key} may stand in it"
+        plain = value.isascii() and value.isprintable() and " " not in value
+        try:
+            good = plain and len(value) <= 2000 and _is_server(urlsplit(value))
+        except ValueError as error:
+            raise ValueError(wanted) from error
+        if not good:
+            raise ValueError(wanted)
+        return value
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "NotifySettings":
+        keys = [k for k in (self.key_env, self.key_file, self.key_credential) if k]
+        if (self.command is None) is (self.webhook is None):
+            msg = "either a command or a webhook"
+        elif self.command is not None and (keys or self.headers):
+            msg = "keys and headers with a webhook only"
+        elif len(keys) > 1:
+            msg = "one of key_env, key_file and key_credential"
+        elif not keys and "{key}" in "".join((self.webhook or "", *self.headers.values())):
+            msg = "key_env, key_file or key_credential, because {key} stands for what they hold"
+        elif len(set(self.on)) < len(self.on):
+            msg = "each of `on` once"
+        else:
+            return self
+        raise ValueError(msg)
 
 
 _Percent = Annotated[int, Field(ge=1, le=100)]
@@ -338,6 +419,7 @@ class Settings(_Part):
     endpoints: tuple[EndpointSettings, ...] = ()
     literature: LiteratureSettings = LiteratureSettings()
     page: PageSettings = PageSettings()
+    notify: Annotated[tuple[NotifySettings, ...], Field(max_length=20)] = ()
     load: LoadSettings = LoadSettings()
     retention: RetentionSettings = RetentionSettings()
 

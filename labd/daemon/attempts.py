@@ -6,11 +6,13 @@ decides: a file that left running/ is a task to end.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from labd.archive import Archive
+from labd.daemon.announcing import kind_of
 from labd.daemon.counts import Counts
 from labd.daemon.demand import demand_of
 from labd.daemon.ids import Ids
@@ -61,6 +63,11 @@ class Active:
     end: State | None = None
     """The end that is on record, while its file is not moved yet."""
     counted: bool = False
+    labels: tuple[str, ...] = ()
+    what: str = ""
+    """The template, or the kind where there is none."""
+    end_facts: Mapping[str, Any] | None = None
+    """The event of the end that is on record, for those who are told of it."""
 
     @property
     def inode(self) -> int:
@@ -225,6 +232,8 @@ class Attempts:
             spec.max_retries,
             losses,
             self._default_stuck_after_s if spec.stuck_after is None else spec.stuck_after,
+            labels=tuple(spec.labels),
+            what=kind_of(spec),
         )
 
     # --- follow

@@ -7,6 +7,7 @@ from typing import Any
 
 from labd.archive import Archive
 from labd.clock import print_duration
+from labd.daemon.announcing import Announcing
 from labd.daemon.attempts import Active, Attempts
 from labd.daemon.intake import Intake
 from labd.daemon.telling import Once
@@ -33,8 +34,17 @@ class _Decision:
 class Endings:
     """Settles what the engine said of ends. All of a turn are recorded and made durable, then their files are moved."""
 
-    def __init__(self, attempts: Attempts, spool: Spool, archive: Archive, log: Logger) -> None:
+    def __init__(
+        self,
+        attempts: Attempts,
+        spool: Spool,
+        archive: Archive,
+        log: Logger,
+        *,
+        announcing: Announcing,
+    ) -> None:
         self._attempts, self._spool, self._archive = attempts, spool, archive
+        self._announcing = announcing
         self._log, self._once = log, Once(log)
         self.failed = 0
 
@@ -117,7 +127,7 @@ class Endings:
                 },
             )
         self._archive.record(active.task_id, state.value, durable=False, **facts)
-        active.end = state
+        active.end, active.end_facts = state, facts
         self.failed += state is State.FAILED
         self._say_finished(active, state, facts)
         return _Decision(active, state)
@@ -174,6 +184,7 @@ class Endings:
         except FileNotFoundError:
             shown = printable(active.name)
             self._log.warning("task.moved_meanwhile", task=shown, decided=decision.state.value)
+            self._announce(active)
         except StorageError as error:
             # The end is on record: a later start or Ready moves the file on.
             self._log.error("task.not_moved", task_id=active.task_id, reason=str(error))
@@ -188,7 +199,16 @@ class Endings:
                 self._attempts.let_go(active)
                 intake.retry_at(there, decision.retry_at_s)
                 return
+            else:
+                self._announce(active)
         self._attempts.let_go(active)
+
+    def _announce(self, active: Active) -> None:
+        if active.end is not None:
+            facts = active.end_facts or {}
+            self._announcing.ended(
+                active.task_id, active.end, facts, labels=active.labels, what=active.what
+            )
 
     def _not_settled(self, active: Active, error: LabdError) -> None:
         self._attempts.reasons[active.name] = f"its end could not be recorded: {error}"

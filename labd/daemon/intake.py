@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from labd.archive import Archive
 from labd.clock import from_iso
+from labd.daemon.announcing import Announcing
 from labd.daemon.demand import demand_of
 from labd.daemon.ids import Ids, harmless
 from labd.daemon.telling import Once
@@ -65,10 +66,12 @@ class Intake:
         check: Callable[[TaskFile, str], None],
         log: Logger,
         *,
+        announcing: Announcing,
         rescan_s: float,
         settle_s: float,
     ) -> None:
         self._spool, self._archive, self._ids, self._check = spool, archive, ids, check
+        self._announcing = announcing
         self._log, self._once = log, Once(log)
         self._rescan_s, self._settle_s = rescan_s, settle_s
         self.backlog = Backlog()
@@ -360,3 +363,4 @@ class Intake:
         self.refused += 1
         self.changed(refused_id)
         self._log.error("task.refused", task_id=printable(refused_id), reason=str(error))
+        self._announcing.ended(refused_id, State.FAILED, {"error": facts})

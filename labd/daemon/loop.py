@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from labd.archive import Archive
+from labd.daemon.announcing import Announcing
 from labd.daemon.attempts import Attempts
 from labd.daemon.campaigning import Campaigning, Seen
 from labd.daemon.chores import Chores
@@ -29,6 +30,7 @@ from labd.drop import check_drop
 from labd.engine.client import Engine
 from labd.engine.types import Down, Ended, Event, Held, Machines, Nodes, Ready
 from labd.errors import LabdError, StorageError
+from labd.hooks import Hooks
 from labd.log import Logger
 from labd.scheduler import Plan, Snapshot, decayed, plan
 from labd.settings import Home
@@ -72,6 +74,8 @@ class Daemon:
             engine_options(home), home.run_dir / "engine.log", self._wake.set, log
         )
         self._counts = Counts()
+        self.hooks = Hooks(settings.notify, home.root, home.run_dir, log)
+        announcing = Announcing(home, self._spool, self.hooks)
         self._attempts = Attempts(
             self._spool,
             self._archive,
@@ -88,13 +92,18 @@ class Daemon:
             self._attempts.ids,
             self._checks,
             log,
+            announcing=announcing,
             rescan_s=settings.rescan,
             settle_s=settings.settle,
         )
         self._campaigning = Campaigning(home, self._spool, self._archive, log)
-        self._endings = Endings(self._attempts, self._spool, self._archive, log)
+        self._endings = Endings(
+            self._attempts, self._spool, self._archive, log, announcing=announcing
+        )
         self._overseer = Overseer(home, self._attempts, self._archive, self._engine, log)
-        self._recovery = Recovery(self._attempts, self._spool, self._archive, self._engine, log)
+        self._recovery = Recovery(
+            self._attempts, self._spool, self._archive, self._engine, log, announcing=announcing
+        )
         self._status = StatusFile(home.run_dir, self._say_once)
         self._page: PageProcess | None = None
         if page and settings.page.enabled:
@@ -127,6 +136,7 @@ class Daemon:
             watcher = Watcher(self._spool, self._wake)
             facts = {"home": str(self._home.root), "pid": os.getpid(), "once": self._once}
             self._log.info("daemon.started", **facts)
+            self.hooks.start()
             self._engine.start()
             if problem := watcher.start():
                 self._log.warning(
@@ -327,6 +337,7 @@ class Daemon:
             self._recovery.recover("stopped")
         self._sync()
         self._status.write(self._facts(stopped=True))
+        self.hooks.close()
         self._log.info("daemon.stopped")
 
     def _drained(self) -> bool:

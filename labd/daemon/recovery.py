@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from labd.archive import JOURNAL, Archive, History
+from labd.daemon.announcing import Announcing
 from labd.daemon.attempts import Active, Attempts
 from labd.daemon.endings import error_of, kept
 from labd.daemon.telling import Once
@@ -25,9 +26,17 @@ class Recovery:
     """Deals with what is in running/ and is of no attempt of ours, and with what the engine holds that we don't know."""
 
     def __init__(
-        self, attempts: Attempts, spool: Spool, archive: Archive, engine: Engine, log: Logger
+        self,
+        attempts: Attempts,
+        spool: Spool,
+        archive: Archive,
+        engine: Engine,
+        log: Logger,
+        *,
+        announcing: Announcing,
     ) -> None:
         self._attempts, self._spool, self._archive = attempts, spool, archive
+        self._announcing = announcing
         self._engine = engine
         self._log, self._once = log, Once(log)
         self.failed = 0
@@ -118,7 +127,7 @@ class Recovery:
             self._log.info("task.put_back", task=printable(entry.name))
             return
         if history.ended is not None:
-            self._roll_forward(entry, history.ended)
+            self._roll_forward(entry, history.ended, history.events[-1])
             return
         if history.last.get("event") != "claimed":  # what became of the attempt is on record
             self._go_on_later(entry)
@@ -160,9 +169,9 @@ class Recovery:
             self._go_on_later(entry)
             return
         self._archive.record(entry.id, state.value, attempt=history.attempt, **kept(result))
-        self._roll_forward(entry, state)
+        self._roll_forward(entry, state, result)
 
-    def _roll_forward(self, entry: Entry, state: State) -> None:
+    def _roll_forward(self, entry: Entry, state: State, facts: Mapping[str, Any]) -> None:
         there = self._spool.move(entry.name, State.RUNNING, state)
         moved = self._spool.entry(state, there)
         if moved is not None and moved.version != entry.version:
@@ -171,6 +180,7 @@ class Recovery:
             return
         self._attempts.decided.append(entry.id)
         self._log.info("task.rolled_forward", task_id=entry.id, state=state.value)
+        self._announcing.of_file(entry.id, state, there, facts)
 
     def _queue_again(self, entry: Entry, history: History, event: str) -> None:
         steps = self._journal_lines(entry.id)
@@ -198,8 +208,9 @@ class Recovery:
         }
         self._archive.write_result(entry.id, result)
         self._archive.record(entry.id, "failed", attempt=history.attempt, error=error)
-        self._spool.move(entry.name, State.RUNNING, State.FAILED)
+        there = self._spool.move(entry.name, State.RUNNING, State.FAILED)
         self.failed += 1
+        self._announcing.of_file(entry.id, State.FAILED, there, result)
         self._log.error("task.finished", task_id=entry.id, state="failed", reason=what)
 
     def _journal_lines(self, task_id_: str) -> int:
