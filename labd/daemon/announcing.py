@@ -45,6 +45,21 @@ class Announcing:
                 event, {"task": task_id, "what": what, **told, **self._places(task_id)}
             )
 
+    def stuck(
+        self, task_id: str, facts: Mapping[str, Any], *, labels: Iterable[str], what: str
+    ) -> None:
+        """Tell of an attempt that is stuck; `facts`: the event, as the archive has it."""
+        if self._hooks.wants("stuck"):
+            keys = ("attempt", "node", "recovery", "evidence")
+            told = {key: facts[key] for key in keys} | facts_of({}, labels)
+            self._hooks.send(
+                "stuck", {"task": task_id, "what": what, **told, **self._places(task_id)}
+            )
+
+    def reported(self, path: str, *, campaign: str = "") -> None:
+        """Tell that a report was written."""
+        self._hooks.send("report", {"path": path, **({"campaign": campaign} if campaign else {})})
+
     def of_file(self, task_id: str, state: State, name: str, facts: Mapping[str, Any]) -> None:
         """Tell of an end of which no more is known than the file, which is where it belongs by now."""
         event = event_of(state)

@@ -100,7 +100,9 @@ class Daemon:
         self._endings = Endings(
             self._attempts, self._spool, self._archive, log, announcing=announcing
         )
-        self._overseer = Overseer(home, self._attempts, self._archive, self._engine, log)
+        self._overseer = Overseer(
+            home, self._attempts, self._archive, self._engine, log, announcing=announcing
+        )
         self._recovery = Recovery(
             self._attempts, self._spool, self._archive, self._engine, log, announcing=announcing
         )

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from labd.archive import Archive
+from labd.daemon.announcing import Announcing
 from labd.daemon.attempts import Active, Attempts
 from labd.engine.client import Engine
 from labd.errors import StorageError
@@ -39,10 +40,17 @@ class Overseer:
     """Looks after the attempts that the engine has."""
 
     def __init__(
-        self, home: Home, attempts: Attempts, archive: Archive, engine: Engine, log: Logger
+        self,
+        home: Home,
+        attempts: Attempts,
+        archive: Archive,
+        engine: Engine,
+        log: Logger,
+        *,
+        announcing: Announcing,
     ) -> None:
         self._home, self._attempts, self._archive, self._engine = home, attempts, archive, engine
-        self._log = log
+        self._log, self._announcing = log, announcing
         self._standings: dict[_Key, Standing] = {}
         self._said: dict[_Key, str] = {}
         self._next_s = 0.0
@@ -139,6 +147,7 @@ class Overseer:
             self._log.error("stuck.not_recorded", task_id=active.task_id, reason=str(error))
             return
         self._log.warning("task.stuck", task_id=active.task_id, **facts)
+        self._announcing.stuck(active.task_id, facts, labels=active.labels, what=active.what)
         now_s = time.monotonic()
         if verdict.recovery == "end_run":
             key = _key(active)
