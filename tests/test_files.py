@@ -1,10 +1,12 @@
 """Durable files and the journal: what a crash may do to them, and what it may not."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,19 @@ def test_what_is_not_json_or_too_long_is_refused(tmp_path: Path, value: object) 
         with pytest.raises(JournalError):
             journal.step("run/1", {}, lambda: value)
         assert len(journal) == 0
+
+
+def test_a_journal_knows_how_long_earlier_attempts_lasted(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"key": "of-an-older-labd", "value": 1}\n')
+    spent_s = []
+    for number in range(3):
+        with Journal(path) as journal:
+            spent_s.append(journal.spent_s)
+            time.sleep(0.05)
+            journal.step(f"run/{number}", {}, lambda: 1)
+    assert spent_s[0] == 0
+    assert all(later >= earlier + 0.05 for earlier, later in itertools.pairwise(spent_s))
 
 
 def test_two_attempts_never_write_at_once(tmp_path: Path) -> None:

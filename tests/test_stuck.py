@@ -21,8 +21,10 @@ from labd.errors import MoveRefused
 from labd.lab import Lab as People
 from labd.limits import TaskLimits
 from labd.recovering import ask, stand_of
+from labd.research.allowance import Allowance
 from labd.research.experiment import Tools, run_one
 from labd.research.record import TrialStatus
+from labd.sandbox import Ending, Limits
 from labd.scheduler import (
     Backlog,
     Demand,
@@ -40,6 +42,7 @@ from labd.scheduler import (
 )
 from labd.template import load_template
 from labd.worker.boxes import RUNS, CappedSandbox
+from labd.worker.research import last_run_s, time_left
 from tests.factories import make_template, task_text
 from tests.processes import wait_until
 from tests.servers.fixtures import running_ollama
@@ -363,6 +366,32 @@ def test_a_stuck_run_is_a_trial_that_failed_for_that_and_others_go_on(tmp_path: 
     assert ended.status is TrialStatus.TIMED_OUT
     assert (ended.reason or "").startswith("stuck: ")
     assert RUNS.under_way() == []
+
+
+# --- time limits
+
+
+def test_max_hours_are_of_all_attempts_and_a_time_limit_is_of_each() -> None:
+    assert time_left(36_000, 1, 0) == (3600, 0)
+    assert time_left(36_000, 1, 2400) == (1200, 2400)
+    assert time_left(36_000, 1, 5000)[0] < 0, "nothing is left to begin with"
+    assert time_left(1000, 1, 2400) == (800, 0), "the attempt's own limit comes first"
+    assert time_left(1000, None, 1e9) == (800, 0)
+
+
+def test_of_a_study_that_goes_on_the_share_for_trials_is_of_all_its_time() -> None:
+    assert Allowance(deadline=1200, spent_s=2400, clock=lambda: 0.0).seconds_left(0.7) == (
+        0.7 * 3600 - 2400
+    )
+
+
+def test_runs_end_in_time_for_a_paper() -> None:
+    assert [last_run_s(timeout_s) for timeout_s in (20, 100, 1000, 86400)] == [
+        *(20, 85, 900, 86100)
+    ]
+    box = CappedSandbox(SANDBOX, TaskLimits(), 0, None, until_s=time.monotonic())
+    result = box.run(["true"], workdir=Path.cwd(), limits=Limits(), read_only={}, env={}, gpus=[])
+    assert (result.ending, result.wall_s) == (Ending.OUT_OF_TIME, 0)
 
 
 def test_a_request_to_a_slow_model_is_one_that_is_waited_for() -> None:

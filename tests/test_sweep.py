@@ -17,11 +17,11 @@ import pytest
 
 from labd.errors import ConfigError, ResearchError, SandboxError
 from labd.journal import Journal
-from labd.research.experiment import Cancelled, Tools
+from labd.research.experiment import Cancelled, OutOfTime, Tools
 from labd.research.groundwork import Brief
 from labd.research.record import ResearchRecord, Verdict
 from labd.research.sweep import run_sweep
-from labd.sandbox import Limits, SandboxResult
+from labd.sandbox import Ending, Limits, SandboxResult
 from labd.template import load_template
 from tests.boxes import make_sandbox
 from tests.factories import make_template
@@ -300,6 +300,42 @@ def test_a_time_budget_ends_the_search_but_not_what_confirms_it(tmp_path: Path) 
     assert record.notes[0].startswith("The search ended after 0 of 4 trials")
     # The decision is recorded: a later attempt with more time comes to the same end.
     assert comparable(sweep(late, tmp_path / "none")) == comparable(record)
+
+
+class Hurried(Counting):
+    """A real sandbox for a task whose time is over after so many runs on test."""
+
+    def __init__(self, log: Path, runs: int) -> None:
+        super().__init__(log)
+        self._left = runs
+
+    def run(self, argv: Sequence[str], **given: Any) -> SandboxResult:
+        if "test" in argv:
+            self._left -= 1
+            if self._left < 0:
+                return SandboxResult(Ending.OUT_OF_TIME, None, 0.0, 0.0, None, "")
+        return super().run(argv, **given)
+
+
+def test_a_task_whose_time_is_over_is_judged_by_the_runs_that_it_has(tmp_path: Path) -> None:
+    brief = make_brief(tmp_path, num_trials=2, parallel=1)
+    record = sweep(brief, tmp_path / "r", Tools(Hurried(tmp_path / "log", 7)))
+    assert (len(record.confirm_baseline), len(record.confirm_best)) == (4, 3)
+    assert record.claim.verdict is Verdict.INCONCLUSIVE
+    assert record.notes[0].startswith("The task's time limit was nearly over: of the 10 runs")
+    # How many there was time for is recorded: a later attempt with more time comes to the same end.
+    assert comparable(sweep(brief, tmp_path / "r")) == comparable(record)
+
+
+def test_a_task_whose_time_is_over_before_there_is_anything_to_compare_goes_on_when_asked_again(
+    tmp_path: Path,
+) -> None:
+    brief = make_brief(tmp_path, num_trials=2, parallel=1)
+    with pytest.raises(OutOfTime, match="time limit was nearly over"):
+        sweep(brief, tmp_path / "r", Tools(Hurried(tmp_path / "log", 0)))
+    again = Counting(tmp_path / "again.log")
+    assert len(sweep(brief, tmp_path / "r", Tools(again)).confirm_baseline) == 10
+    assert {name.split("-")[0] for name in again.names()} == {"confirm"}
 
 
 def test_what_is_in_the_journal_is_not_run_again(tmp_path: Path) -> None:
