@@ -330,14 +330,14 @@ NOW = 1_795_420_800.0  # 2026-11-23 08:00 UTC
 
 
 @pytest.mark.parametrize(
-    ("not_before", "states", "retry_at", "reason"),
+    ("not_before", "states", "retry_in_s", "reason"),
     [
         (None, {}, None, ""),
-        (NOW, {"a": "done"}, NOW, ""),
-        (NOW + 3600, {"a": "failed"}, NOW + 5, "waits until 2026-11-23 09:00 UTC"),
+        (NOW, {"a": "done"}, 0.0, ""),
+        (NOW + 3600, {"a": "failed"}, 5, "waits until 2026-11-23 09:00 UTC"),
         (NOW + 1, {}, None, "waits until 2026-11-23 08:01 UTC"),
         (None, {"a": "done", "b": "running"}, None, "waits for b, which is running"),
-        (None, {"a": "pending"}, NOW + 5, "waits for a, which waits itself"),
+        (None, {"a": "pending"}, 5, "waits for a, which waits itself"),
         (
             None,
             {"a": "running", "b": "failed"},
@@ -351,16 +351,16 @@ NOW = 1_795_420_800.0  # 2026-11-23 08:00 UTC
             "waits for a, which was cancelled: retry it or cancel this",
         ),
         (None, {"a": None}, None, "waits for a, which nobody has submitted"),
-        (None, {}, NOW + 11.2, "waits 12 s before it is tried again"),
+        (None, {}, 11.2, "waits 12 s before it is tried again"),
     ],
 )
 def test_a_gate_names_the_time_the_task_or_the_delay(
     not_before: float | None,
     states: dict[str, str | None],
-    retry_at: float | None,
+    retry_in_s: float | None,
     reason: str,
 ) -> None:
-    assert gate(NOW, not_before, list(states), states.get, retry_at) == reason
+    assert gate(NOW, not_before, list(states), states.get, retry_in_s) == reason
 
 
 def test_each_loss_makes_the_wait_longer_up_to_five_minutes() -> None:

@@ -231,6 +231,22 @@ def test_the_wall_clock_may_jump_and_silence_of_the_machine_is_no_evidence(moves
     assert moves.events("x") == ["claimed"]
 
 
+@pytest.mark.parametrize("jump_s", [-30 * 86400, 30 * 86400])
+def test_a_lost_task_is_tried_again_in_its_time_wherever_the_wall_clock_jumps(
+    moves: Moves, jump_s: float
+) -> None:
+    at_work(moves)
+    moves.engine.lose("x")
+    moves.settle()
+    assert moves.events("x") == ["claimed", "lost"]
+    moves.clock.jump_wall(jump_s)
+    moves.settle()
+    assert moves.events("x") == ["claimed", "lost"]
+    moves.clock.jump(1.1)
+    moves.settle()
+    assert moves.events("x") == ["claimed", "lost", "claimed"]
+
+
 def test_a_study_has_its_runs_ended_first_and_a_restart_between_loses_nothing(
     moves: Moves,
 ) -> None:

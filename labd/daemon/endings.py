@@ -173,7 +173,7 @@ class Endings:
             reason=reason,
             retry_in_s=delay_s,
         )
-        return _Decision(active, State.PENDING, time.time() + delay_s)
+        return _Decision(active, State.PENDING, time.monotonic() + delay_s)
 
     def _carry_out(self, decision: _Decision, intake: Intake) -> None:
         active = decision.active

@@ -51,8 +51,10 @@ class Known:
     after: tuple[str, ...] = ()
     not_before_s: float = 0.0
     retry_at_s: float = 0.0
+    """By the monotonic clock, unlike `not_before_s`, which is a Unix time that somebody named."""
     due_s: float = 0.0
-    """When its gate is looked at again, if a timer is set for it; like the two above, in Unix time."""
+    timed_s: float = 0.0
+    """For which `not_before_s`, and which `retry_at_s`, a timer is set, if one is."""
 
 
 class Intake:
@@ -83,8 +85,9 @@ class Intake:
         self._unsettled: dict[str, float] = {}
         self._gated_on: dict[str, set[str]] = {}
         self._gated_until: list[tuple[float, str]] = []
+        self._retry_at: list[tuple[float, str]] = []
         self._ungated_s = 0.0
-        """When the timers were last looked at, in Unix time."""
+        """When the timers were last looked at, by the monotonic clock."""
         self._sweep: Iterator[str] | None = None
         self._sweep_number = 0
         self._sweep_cost_s = 0.0
@@ -134,14 +137,16 @@ class Intake:
         times = [self._next_sweep_s, *self._unsettled.values()]
         if self._gated_until:
             times.append(time.monotonic() + self._gated_until[0][0] - time.time())
+        if self._retry_at:
+            times.append(self._retry_at[0][0])
         return min(times)
 
-    def retry_at(self, name: str, unix_s: float) -> None:
-        """Look at a file that was put back for a retry."""
+    def retry_at(self, name: str, at_s: float) -> None:
+        """Look at a file that was put back for a retry, which is not before `at_s` on the monotonic clock."""
         self.look_at(name)
         known = self._known.get(name)
         if known is not None:
-            known.retry_at_s = unix_s
+            known.retry_at_s = at_s
             self._place(name, known)
 
     def changed(self, task_id_: str) -> bool:
@@ -206,7 +211,7 @@ class Intake:
                 self._refuse(entry, error)
             return
         spec = task.spec
-        retry_at_s, stuck_on = self._past(entry.id, task.sha256)
+        retry_in_s, stuck_on = self._past(entry.id, task.sha256)
         waiting = Waiting(
             entry.name,
             spec.priority,
@@ -217,7 +222,7 @@ class Intake:
         )
         known = Known(entry.version, waiting, self._sweep_number, spec.after)
         known.not_before_s = spec.not_before.timestamp() if spec.not_before else 0.0
-        known.retry_at_s = retry_at_s
+        known.retry_at_s = time.monotonic() + retry_in_s if retry_in_s else 0.0
         self._known[entry.name] = known
         self._place(entry.name, known)
 
@@ -231,7 +236,7 @@ class Intake:
         return task
 
     def _past(self, task_id_: str, sha256: str) -> tuple[float, frozenset[str]]:
-        """Give until when a lost attempt's delay lasts, also of one lost before we were started, and where it was stuck."""
+        """Give how much of a lost attempt's delay is left, also of one lost before we were started, and where it was stuck."""
         nothing = 0.0, frozenset[str]()
         if not self._archive.knows(task_id_):
             return nothing
@@ -242,8 +247,11 @@ class Intake:
         last = history.last
         if last.get("event") != "lost" or history.sha256 != sha256:
             return nothing
+        delay_s = retry_delay_s(history.count("lost"))
         lost_at = from_iso(str(last["at"])).timestamp()
-        return lost_at + retry_delay_s(history.count("lost")), history.stuck_on()
+        # Across a restart only the wall clock is there; one that has jumped makes the wait no longer than it was to be.
+        left_s = min(delay_s, max(0.0, lost_at + delay_s - time.time()))
+        return left_s, history.stuck_on()
 
     def _ignore(self, name: str) -> None:
         if not name.startswith(".") and not name.endswith(_PASSING):
@@ -259,7 +267,11 @@ class Intake:
         if known.waiting is None:
             return
         reason = gate(
-            time.time(), known.not_before_s, known.after, self._state_of, known.retry_at_s
+            time.time(),
+            known.not_before_s,
+            known.after,
+            self._state_of,
+            known.retry_at_s - time.monotonic(),
         )
         if not reason:
             if name not in self.backlog:
@@ -269,10 +281,12 @@ class Intake:
         self.reasons[name] = reason
         for awaited in known.after:
             self._gated_on.setdefault(awaited, set()).add(name)
-        times = [t for t in (known.not_before_s, known.retry_at_s) if t > time.time()]
-        if times and known.due_s != min(times):
-            known.due_s = min(times)
+        if known.not_before_s > time.time() and known.due_s != known.not_before_s:
+            known.due_s = known.not_before_s
             heapq.heappush(self._gated_until, (known.due_s, name))
+        if known.retry_at_s > time.monotonic() and known.timed_s != known.retry_at_s:
+            known.timed_s = known.retry_at_s
+            heapq.heappush(self._retry_at, (known.timed_s, name))
 
     def _state_of(self, task_id_: str) -> str | None:
         states = [state for state, _ in self._spool.where(task_id_)]
@@ -291,11 +305,12 @@ class Intake:
                 self._gated_on.pop(awaited, None)
 
     def _ungate_due(self) -> None:
-        now_s = self._ungated_s = time.time()
-        while self._gated_until and self._gated_until[0][0] <= now_s:
-            _, name = heapq.heappop(self._gated_until)
-            if name in self._known:
-                self._place(name, self._known[name])
+        self._ungated_s = time.monotonic()
+        for timers, now_s in ((self._gated_until, time.time()), (self._retry_at, self._ungated_s)):
+            while timers and timers[0][0] <= now_s:
+                _, name = heapq.heappop(timers)
+                if name in self._known:
+                    self._place(name, self._known[name])
 
     # --- the sweep
 

@@ -12,7 +12,7 @@ def gate(
     not_before_unix_s: float | None,
     after: Sequence[str],
     state_of: Callable[[str], str | None],
-    retry_at_unix_s: float | None,
+    retry_in_s: float | None,
 ) -> str:
     """Give the reason why a task can't even be planned yet, or nothing.
 
@@ -21,7 +21,7 @@ def gate(
         not_before_unix_s: when the task may start, or None.
         after: the tasks that must be done before.
         state_of: gives the state of a task by its id, or None where there is no such task.
-        retry_at_unix_s: when the task may be tried again, or None.
+        retry_in_s: how long the task may not be tried again yet, or None.
 
     """
     if not_before_unix_s is not None and now_unix_s < not_before_unix_s:
@@ -31,8 +31,8 @@ def gate(
     if missing:  # first what somebody has to do something about
         task, state = min(missing, key=lambda each: each[1] in {"pending", "running"})
         return f"waits for {task}, which {_STATES.get(state or '', f'is {state}')}"
-    if retry_at_unix_s is not None and now_unix_s < retry_at_unix_s:
-        return f"waits {math.ceil(retry_at_unix_s - now_unix_s)} s before it is tried again"
+    if retry_in_s is not None and retry_in_s > 0:
+        return f"waits {math.ceil(retry_in_s)} s before it is tried again"
     return ""
 
 
