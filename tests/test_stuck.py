@@ -93,6 +93,7 @@ class Played:
         ("output_bytes", 1, True),
         ("work_cpu_s", 0.2, True),
         ("work_cpu_s", 0.05, False),
+        ("written_bytes", 1, True),
         ("own_cpu_s", 0.6, True),
         ("own_cpu_s", 0.4, False),
     ],
@@ -335,10 +336,11 @@ def test_a_silent_computation_uses_cpu_a_stopped_worker_says_nothing_and_can_be_
     tmp_path: Path,
 ) -> None:
     lab, signs = CommandLab(tmp_path), tmp_path / "signs"
-    job = lab.job(lab.text(run="while :; do :; done"))
+    job = lab.job(lab.text(run="exec 3>file; while :; do echo >&3; done"))
     with worker_process(job, signs) as process:
         wait_until(lambda: signs_of(signs)["work_cpu_s"] > 0.2, 30, "CPU time")
         first = signs_of(signs)
+        assert first["written_bytes"] > 0
         assert (first["task_id"], first["attempt"], first["asks"]) == ("x", 1, 0)
         wait_until(lambda: signs_of(signs)["beats"] > first["beats"], 30, "a beat")
         below = psutil.Process(process.pid).children(recursive=True)

@@ -100,8 +100,15 @@ class Daemon:
         self._endings = Endings(
             self._attempts, self._spool, self._archive, log, announcing=announcing
         )
+        self._cluster = Cluster(home.drained, log)
         self._overseer = Overseer(
-            home, self._attempts, self._archive, self._engine, log, announcing=announcing
+            home,
+            self._attempts,
+            self._archive,
+            self._engine,
+            log,
+            announcing=announcing,
+            name_of=self._cluster.name_of,
         )
         self._recovery = Recovery(
             self._attempts, self._spool, self._archive, self._engine, log, announcing=announcing
@@ -114,7 +121,6 @@ class Daemon:
         logs = (home.run_dir / "engine.log", home.run_dir / "page.log")
         self._hygiene = Hygiene(home, self._chores, log, logs)
         self._notifier = Notifier(os.environ)
-        self._cluster = Cluster(home.drained, log)
         self._dashboard_url = ""
         self._plan: Plan | None = None
         self._held = ""

@@ -5,7 +5,7 @@ The rule is `labd.scheduler.stuck`. Each thing that is done is an event of its t
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -37,7 +37,7 @@ _Key = tuple[str, int]
 
 
 class Overseer:
-    """Looks after the attempts that the engine has."""
+    """Looks after the attempts that the engine has. `name_of` gives a node's name by its id."""
 
     def __init__(
         self,
@@ -48,9 +48,10 @@ class Overseer:
         log: Logger,
         *,
         announcing: Announcing,
+        name_of: Callable[[str], str],
     ) -> None:
         self._home, self._attempts, self._archive, self._engine = home, attempts, archive, engine
-        self._log, self._announcing = log, announcing
+        self._log, self._announcing, self._name_of = log, announcing, name_of
         self._standings: dict[_Key, Standing] = {}
         self._said: dict[_Key, str] = {}
         self._next_s = 0.0
@@ -134,7 +135,7 @@ class Overseer:
         """Put on record that an attempt is stuck, and recover it."""
         facts = {
             "attempt": active.attempt,
-            "node": active.node_id,
+            "node": self._name_of(active.node_id),
             "recovery": verdict.recovery,
             "by": by,
             "evidence": list(verdict.evidence),

@@ -34,6 +34,7 @@ class Signs:
         at_s: when, by the monotonic clock of the machine that was looked at.
         beats: counted by its worker each second or so; None where no worker says that it has the attempt.
         work_cpu_s, own_cpu_s: CPU time of the processes that the worker started, and of the worker.
+        written_bytes: what those processes that live have written, to files and pipes.
         gpu_use: of the busiest of its GPUs, 0 to 1; None where nobody says.
         asks: requests to language models, and for GPUs that these fill, that are under way or wait for their turn.
         runs: names of the runs of an experiment that are under way.
@@ -47,6 +48,7 @@ class Signs:
     output_bytes: int = 0
     work_cpu_s: float = 0.0
     own_cpu_s: float = 0.0
+    written_bytes: int = 0
     gpu_use: float | None = None
     asks: int = 0
     runs: tuple[str, ...] = ()
@@ -123,6 +125,8 @@ def moved(before: Signs, after: Signs) -> str:
         "output": after.output_bytes != before.output_bytes,
         "CPU time": _used(before.work_cpu_s, after.work_cpu_s, WORK_SHARE * elapsed_s)
         or _used(before.own_cpu_s, after.own_cpu_s, own_share * elapsed_s),
+        # A slow download takes hardly any CPU time.
+        "a byte written": after.written_bytes > before.written_bytes,
         "GPU use": (after.gpu_use or 0.0) > GPU_SHARE,
         # A server that is silent, or a queue, has a patience of its own; but a worker that is silent waits for nothing.
         "waiting for a language model": after.asks > 0 and _beats(before, after),

@@ -120,14 +120,13 @@ def attempts_here(directory: Path, gpu_use: Mapping[int, float]) -> list[dict[st
 
     """
     said = {pid: facts for pid, _, facts in _said(directory)}
-    used = _cpu_by_family(said) if said else {}
+    used = _used_by(said) if said else {}
     found = []
     for pid, facts in said.items():
         gpus = facts.pop("gpus")
         uses = [gpu_use[gpu] for gpu in gpus if gpu in gpu_use] or list(gpu_use.values())
-        own_s, work_s = used.get(pid, (0.0, 0.0))
         use = max(uses) if gpus and uses else None
-        found.append({**facts, "own_cpu_s": own_s, "work_cpu_s": work_s, "gpu_use": use})
+        found.append({**facts, **(used.get(pid) or _used(None, {})), "gpu_use": use})
     return found
 
 
@@ -199,8 +198,8 @@ def _size(path: Path | None) -> int:
         return 0
 
 
-def _cpu_by_family(pids: Iterable[int]) -> dict[int, tuple[float, float]]:
-    """Give the CPU seconds that each process has used itself, and those of all below it, the dead ones' too."""
+def _used_by(pids: Iterable[int]) -> dict[int, dict[str, float]]:
+    """Give what `_used` gives for each process."""
     children: dict[int, list[psutil.Process]] = {}
     mine: dict[int, psutil.Process] = {}
     wanted = set(pids)
@@ -208,20 +207,25 @@ def _cpu_by_family(pids: Iterable[int]) -> dict[int, tuple[float, float]]:
         children.setdefault(process.info["ppid"], []).append(process)
         if process.pid in wanted:
             mine[process.pid] = process
-    return {pid: _cpu_s(process, children) for pid, process in mine.items()}
+    return {pid: _used(process, children) for pid, process in mine.items()}
 
 
-def _cpu_s(
-    process: psutil.Process, children: Mapping[int, Sequence[psutil.Process]]
-) -> tuple[float, float]:
+def _used(
+    process: psutil.Process | None, children: Mapping[int, Sequence[psutil.Process]]
+) -> dict[str, float]:
+    """Give a process's own CPU seconds, those of all below it, the dead ones' too, and what these have written."""
     own_s = work_s = 0.0
-    with suppress(psutil.Error):
-        used = process.cpu_times()
-        own_s, work_s = used.user + used.system, used.children_user + used.children_system
-    below = list(children.get(process.pid, ()))
+    written_bytes = 0
+    below: list[psutil.Process] = []
+    if process is not None:
+        with suppress(psutil.Error):
+            used = process.cpu_times()
+            own_s, work_s = used.user + used.system, used.children_user + used.children_system
+        below += children.get(process.pid, ())
     while below:
         one = below.pop()
         below += children.get(one.pid, ())
         with suppress(psutil.Error):
             work_s += sum(one.cpu_times()[:4])
-    return own_s, work_s
+            written_bytes += one.io_counters().write_chars
+    return {"own_cpu_s": own_s, "work_cpu_s": work_s, "written_bytes": written_bytes}
