@@ -244,12 +244,14 @@ def moment(value: object) -> datetime:
 
 def _patience(value: object) -> float:
     """Read a time limit that may be none: 0 and null."""
-    if value is None or (value == 0 and not isinstance(value, bool)):
+    # A tuple, because a value may be a list, which no set can be asked for.
+    if value is None or (not isinstance(value, bool) and value in (0, "0")):
         return 0.0
-    if not isinstance(value, int | float | str):
-        msg = "a duration such as 30m, or 0 for none"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a message
-    return parse_duration(value)
+    try:
+        return parse_duration(value if isinstance(value, int | float) else str(value))
+    except ValueError as error:
+        msg = f"{error}, or 0 for no limit"
+        raise ValueError(msg) from error
 
 
 def _switch(value: object) -> bool:

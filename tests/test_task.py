@@ -74,6 +74,10 @@ def test_every_problem_is_told_in_the_order_of_the_file() -> None:
         (b"template: digits\nlanguage: english", "two letters"),
         (b"template: digits\nmetric: {name: loss}", "better"),
         (b"template: digits\nmax_hours: 0", "max_hours"),
+        (b"template: digits\nstuck_after: soon", "or 0 for no limit"),
+        (b"template: digits\nstuck_after: -1", "or 0 for no limit"),
+        (b"template: digits\nstuck_after: false", "or 0 for no limit"),
+        (b"template: digits\nstuck_after: [1]", "or 0 for no limit"),
         (b"template: digits\nmodel: {code: [a, b]}", "one model for each role"),
         (b"kind: command\nrun: ls\ncontrol: true", "x.yaml:3:1: control"),
         (b"kind: prompts", "x.yaml:1:1: kind: found 'prompts'; wanted: a key `input`"),
@@ -147,6 +151,16 @@ def test_who_names_a_model_or_says_so_has_a_model_do_the_research(
     spec = parse_task(text.encode(), "x.yaml").spec
     assert spec.by_llm is by_llm
     assert spec.asks_models is (by_llm or spec.kind == "prompts")
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("30m", 1800), ("0", 0), ("null", 0), ("'0'", 0), ("90", 90)]
+)
+def test_how_long_nothing_may_move_is_a_duration_or_no_limit(said: str, seconds: float) -> None:
+    assert (
+        parse_task(f"template: x\nstuck_after: {said}".encode(), "x").spec.stuck_after == seconds
+    )
+    assert parse_task(b"template: x", "x").spec.stuck_after is None, "as the settings say"
 
 
 def test_a_seed_in_a_command_is_said_to_have_no_effect() -> None:
