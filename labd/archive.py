@@ -21,6 +21,8 @@ RESULT = "result.json"
 JOURNAL = "journal.jsonl"
 LOG = "log.jsonl"
 OUTPUT = "log.txt"
+PRUNED = "pruned.json"
+"""When retention removed a part of the results, by which rule, and what."""
 MAX_RESULT_BYTES = 64 * 2**20
 
 _ENDS = {

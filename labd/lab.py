@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from labd.archive import JOURNAL, LOG, OUTPUT, Archive, History
+from labd.archive import JOURNAL, LOG, OUTPUT, PRUNED, Archive, History
 from labd.campaigns import (
     FILL,
     LOCK,
@@ -42,6 +42,7 @@ from labd.errors import (
     TaskFileError,
 )
 from labd.files import write_json
+from labd.packing import archived
 from labd.priority import with_priority
 from labd.settings import Home
 from labd.spool import Entry, Spool
@@ -254,6 +255,17 @@ class Lab:
     def result(self, task_id_: str) -> dict[str, Any] | None:
         """Give the task's `result.json`, or ``None``."""
         return self._archive.result(task_id_)
+
+    def stored(self, task_id_: str) -> dict[str, Any]:
+        """Give what retention did to a task's results: ``compressed``, names of directories, and ``pruned``, or ``None``."""
+        directory = self._archive.directory(task_id_)
+        pruned: Any = None
+        with suppress(OSError, ValueError), (directory / PRUNED).open("rb") as file:
+            pruned = json.loads(file.read(_TAIL_BYTES))
+        return {
+            "compressed": archived(directory),
+            "pruned": pruned if isinstance(pruned, dict) else None,
+        }
 
     def results_dir(self, task_id_: str) -> Path:
         """Give the task's directory under results/."""

@@ -104,9 +104,9 @@ def unpack(results: Path, name: str) -> bool:
     archive = archive_of(results, name)
     if not archive.is_file():
         return False
+    staging = results / f".unpacking-{name}"
+    remove_tree(staging)
     if not os.path.lexists(results / name):
-        staging = results / f".unpacking-{name}"
-        remove_tree(staging)
         staging.mkdir(mode=0o700)
         try:
             _extract(archive, staging)
@@ -117,6 +117,7 @@ def unpack(results: Path, name: str) -> bool:
                 where=printable(str(archive)),
                 fix="Look at it with tar",
             ) from error
+        fsync_dir(staging)
         fsync_dir(results)
         remove_tree(staging)
     archive.unlink()
@@ -223,8 +224,8 @@ def _extract(archive: Path, staging: Path) -> None:
                 msg = f"{member.name[:200]!r} is no file, directory or link"
                 raise ValueError(msg)
     for directory, mode in reversed(modes.items()):
-        fsync_dir(staging / directory)
         (staging / directory).chmod(mode | 0o700)
+        fsync_dir(staging / directory)
 
 
 def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:

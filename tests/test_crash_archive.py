@@ -10,18 +10,25 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import psutil
 import pytest
 
-from labd.archive import EVENTS, RESULT, Archive
+from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
 from labd.errors import JournalError
 from labd.files import JsonLines, read_json_lines, rename_noreplace, write_atomic
 from labd.journal import Journal
+from labd.packing import pack, unpack
+from labd.retention import Keeper, Rule
+from labd.settings import Home, Settings
 from labd.spool import Spool
 from labd.task import State, task_id
 from tests.crashing import KILLED_AT_CALL, Life, Lives, Torn, unsynced
@@ -43,6 +50,8 @@ class Case:
     """After each life, also one that was killed: gets what all lives so far have said is done."""
     end: Callable[[Path], bool] = lambda _: True
     """After a life that came to its end: whether all is there."""
+    every: int = 1
+    """Of its calls, each so manieth is killed; with ``LABD_TORTURE=1`` all."""
 
 
 def say(words: str) -> None:
@@ -314,6 +323,115 @@ def check_lock(home: Path, said: list[str]) -> None:  # noqa: ARG001 - as all ch
     assert Spool(home).holder() is None, "a dead process holds the spool"
 
 
+# --- retention: a directory becomes an archive, and back; or goes
+
+_RUN = b"what a run wrote\n" * 400
+
+
+def _ended_task(home: Path) -> None:
+    spool, archive = Spool(home / "spool"), Archive(home / "results")
+    spool.prepare()
+    archive.prepare()
+    (spool.directory(State.FAILED) / "t.yaml").write_bytes(TASK)
+    archive.record("t", "claimed", attempt=1)
+    archive.record("t", "failed", attempt=1)
+    runs = home / "results" / "t" / "runs"
+    for name in ("one", "two"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "log.txt").write_bytes(_RUN)
+    (home / "results" / "t" / JOURNAL).write_bytes(b'{"key": "a"}\n')
+
+
+def _packed_task(home: Path) -> None:
+    _ended_task(home)
+    pack(home / "results" / "t", "runs")
+
+
+def _carry_out(home: Path, rule: Rule) -> None:
+    keeper = Keeper(Home(home, Settings(min_free_bytes=0)))
+    plan = keeper.plan({State.FAILED: rule}, time.time() + 86_400)
+    for done in keeper.carry_out(plan.actions):
+        assert not done.problem
+        say("done")
+
+
+def compress_runs(home: Path) -> None:
+    _carry_out(home, Rule(compress_after_s=3600))
+
+
+def unpack_runs(home: Path) -> None:
+    unpack(home / "results" / "t", "runs")
+    say("done")
+
+
+def prune_runs(home: Path) -> None:
+    _carry_out(home, Rule(prune_after_s=3600))
+
+
+def _runs_in(results: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(results)): path.read_bytes()
+        for path in results.glob("runs/**/*")
+        if path.is_file()
+    }
+
+
+def check_runs(home: Path, said: list[str]) -> None:  # noqa: ARG001 - as all checks
+    """Whatever is there under a name of its own is whole."""
+    results, whole = (
+        home / "results" / "t",
+        {f"runs/{name}/log.txt": _RUN for name in ("one", "two")},
+    )
+    loose, archive = _runs_in(results), results / "runs.tar.gz"
+    assert loose in ({}, whole), "a part of the runs is there"
+    assert loose or not (results / "runs").exists(), "a part of the runs is there"
+    assert loose or archive.exists(), "the runs are lost"
+    if archive.exists():
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                with tarfile.open(archive) as tar:
+                    tar.extractall(place, filter="data")
+            except (tarfile.TarError, EOFError) as error:
+                raise AssertionError("the archive is not whole") from error
+            assert _runs_in(Path(place)) == whole, "the archive is not whole"
+
+
+def check_pruned(home: Path, said: list[str]) -> None:  # noqa: ARG001 - as all checks
+    results, whole = (
+        home / "results" / "t",
+        {f"runs/{name}/log.txt": _RUN for name in ("one", "two")},
+    )
+    assert _runs_in(results) in ({}, whole), "a part of the runs is there"
+    if not (results / "runs").exists():
+        assert json.loads((results / PRUNED).read_bytes())["removed"] == ["runs"]
+        assert not (results / JOURNAL).read_bytes(), "a journal speaks of runs that are gone"
+        assert (results / "journal.pruned.jsonl").read_bytes() == b'{"key": "a"}\n'
+
+
+def are_packed(home: Path) -> bool:
+    return _left(home) == {EVENTS, JOURNAL, "runs.tar.gz"}
+
+
+def are_loose(home: Path) -> bool:
+    return _left(home) == {EVENTS, JOURNAL, "runs"}
+
+
+def are_pruned(home: Path) -> bool:
+    return _left(home) == {EVENTS, JOURNAL, "journal.pruned.jsonl", PRUNED}
+
+
+def _left(home: Path) -> set[str]:
+    return {path.name for path in (home / "results" / "t").iterdir()} - {""}
+
+
+def compress_in_place(home: Path) -> None:
+    """As `compress_runs`, with the archive made where it is to be, and the directory gone before anybody looked."""
+    results = home / "results" / "t"
+    with tarfile.open(results / "runs.tar.gz", "w:gz") as tar:
+        tar.add(results / "runs", "runs")
+    shutil.rmtree(results / "runs")
+
+
 def _nothing(home: Path) -> None:
     """Begin with an empty directory."""
 
@@ -347,6 +465,9 @@ CASES = {
     "replace": Case(_old_file, replace_file, check_file, is_new),
     "make": Case(_nothing, make_file, check_made, is_new),
     "lock": Case(_spool_directories, hold_spool, check_lock),
+    "compress": Case(_ended_task, compress_runs, check_runs, are_packed, every=4),
+    "unpack": Case(_packed_task, unpack_runs, check_runs, are_loose, every=4),
+    "prune": Case(_ended_task, prune_runs, check_pruned, are_pruned, every=4),
 }
 CARELESS = {
     "torn lines stay": ("not JSON", replace(CASES["events"], act=record_in_two_writes)),
@@ -356,6 +477,10 @@ CARELESS = {
     "moved by copy": ("more than one place", replace(CASES["spool"], act=move_by_copy)),
     "rename first": ("no event says so", replace(CASES["claims"], act=rename_first)),
     "put in place": ("bytes", replace(CASES["spool"], act=put_in_place)),
+    "compressed in place": (
+        "not whole|a part of the runs",
+        replace(CASES["compress"], act=compress_in_place),
+    ),
     "removed first": ("No such file", replace(CASES["replace"], act=replace_by_removing)),
 }
 
@@ -389,13 +514,14 @@ class Explorer:
         """
         whole = self._life(self._home(case), 0, None)
         assert whole.exit_code == 0, whole.output
-        for at, call in enumerate(whole.calls, start=1):
+        stride = 1 if "LABD_TORTURE" in os.environ else case.every
+        for at, call in islice(enumerate(whole.calls, start=1), 0, None, stride):
             for torn in (None, "half", "most") if call.size_bytes > 1 else (None,):
                 self._once(case, at, torn)
         middle = next(n for n, c in enumerate(whole.calls, 1) if c.size_bytes > 1)
         again = 1
         while self._once(case, middle, "half", again):
-            again += 1
+            again += stride
 
     def _once(self, case: Case, at: int, torn: Torn | None, again: int = 0) -> bool:
         """Kill once, or with `again` twice, then let it live; say whether the last kill took place."""

@@ -19,6 +19,7 @@ from labd.archive import Archive
 from labd.spool import Spool
 from labd.task import State
 from tests.factories import PARABOLA, make_template, parabola_space, task_text, write_settings
+from tests.hygiene_docs import unbounded
 from tests.processes import COSTLY_S, DaemonProcess, wait_until
 
 pytestmark = [
@@ -106,6 +107,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveLab, Dae
     process.wait_ready()
     yield the_lab, process
     assert process.process.poll() is None, "the daemon did not live through the tests"
+    assert unbounded(the_lab.home.run_dir) == [], "it wrote what docs/operations.md does not know"
     assert process.stop() == 0
     process.kill_everything()
 
@@ -430,8 +432,10 @@ def test_on_a_full_disk_tasks_fail_or_wait_with_a_reason_and_the_daemon_lives(
     assert said is not None
     assert said.startswith("waits for disk space")
     assert process.process.poll() is None
+    assert process.said("claiming.held")[-1]["reason"].startswith("waits for disk space")
     (small_disk / "ballast").unlink()
     shutil.rmtree(small_disk / "fills")
     assert the_lab.wait("waits", State.DONE, State.FAILED) is State.DONE
+    assert process.said("claiming.resumed")
     os.kill(process.process.pid, signal.SIGTERM)
     assert process.process.wait(30) == 0

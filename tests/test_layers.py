@@ -61,7 +61,8 @@ MAY_KNOW: dict[str, set[str]] = {
         "drop",
     },
     "priority": {"yamlfile"},
-    "lab": FILES | {"task", "settings", "spool", "archive", "drop", "priority", "campaigns"},
+    "lab": FILES
+    | {"task", "settings", "spool", "archive", "drop", "priority", "campaigns", "packing"},
     "recovering": GROUND | {"files", "lab"},
     "published": GROUND,
     "timeline": GROUND | {"lab"},

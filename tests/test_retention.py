@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labd.archive import EVENTS, JOURNAL, RESULT, Archive
+from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
 from labd.errors import Busy, ConfigError, StorageError
 from labd.files import locked
 from labd.packing import WORKING, archived, pack, unpack, unpack_all
 from labd.retention import Action, Finished, Keeper, Reading, Rule, decide, trust
-from labd.retention.keeper import MARK
 from labd.settings import Home
 from labd.spool import Spool
 from labd.task import State
@@ -338,7 +337,7 @@ def test_pruning_keeps_the_record_and_the_paper_and_the_id(tmp_path: Path) -> No
     home = make_lab(tmp_path, done={"prune_after": "1d"})
     results = add(home, "t")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, "paper.pdf", MARK}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, "paper.pdf", PRUNED}
     assert (home.spool / "done" / "t.yaml").exists()
     assert Archive(home.results).knows("t")
     assert Archive(home.results).history("t").ended is State.DONE
@@ -349,7 +348,7 @@ def test_keeping_the_record_alone_takes_the_paper_too(tmp_path: Path) -> None:
     home = make_lab(tmp_path, done={"prune_after": "1d", "keep": "record"})
     results = add(home, "t")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, MARK}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, PRUNED}
     assert run_rules(home) == []
 
 
@@ -446,7 +445,7 @@ def test_deleting_never_follows_a_link_out(tmp_path: Path) -> None:
     (results / "runs" / "locked").mkdir(mode=0)
     os.mkfifo(results / "runs" / "pipe")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, MARK}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, PRUNED}
     assert (outside / "kept").read_text() == "x"
     elsewhere = add(home, "linked")
     elsewhere.rename(tmp_path / "moved")

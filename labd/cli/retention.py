@@ -177,7 +177,7 @@ def _show(plan: "Plan", done: "list[Done]", *, dry_run: bool) -> None:
         err(f"labd: {note}")
     if dry_run:
         size = shown_bytes(sum(action.size_bytes for action in plan.actions))
-        err(f"labd: {len(plan.actions)} tasks with {size}; nothing was touched")
+        err(f"labd: {_tasks(len(plan.actions))} with {size}; nothing was touched")
     else:
         err(f"labd: {_totals(done)}")
 
@@ -188,9 +188,13 @@ def _totals(done: "list[Done]") -> str:
     well = [one for one in done if not one.problem]
     counts = {what: sum(one.action.what == what for one in well) for what in ("prune", "compress")}
     freed = shown_bytes(sum(one.freed_bytes for one in well))
-    text = f"{counts['prune']} tasks pruned, {counts['compress']} compressed, {freed} freed"
+    text = f"{_tasks(counts['prune'])} pruned, {counts['compress']} compressed, {freed} freed"
     left = len(done) - len(well)
     return f"{text}; {left} left for the next time, such as {_first_left(done)}" if left else text
+
+
+def _tasks(number: int) -> str:
+    return f"{number} task" + ("" if number == 1 else "s")
 
 
 def _first_left(done: "list[Done]") -> str:

@@ -134,6 +134,7 @@ def show(
         "events": history,
         "result": lab.result(view.id),
         "results_dir": str(lab.results_dir(view.id)),
+        **lab.stored(view.id),
     }
     answer(as_json, data, lambda: _show_task(lab, view, history))
 
@@ -330,6 +331,13 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
         path = directory / name
         if path.is_dir() or (path.is_file() and path.stat().st_size):
             out(f"  {path}")
+    stored = lab.stored(view.id)
+    for name in stored["compressed"]:
+        out(f"  {directory / name} is compressed; `labd unpack {safe(view.id)}` gives it back")
+    if pruned := stored["pruned"]:
+        removed = ", ".join(map(str, pruned.get("removed", [])))
+        told = f"pruned {pruned.get('at', '')}: {removed}; {pruned.get('reason', '')}"
+        out(f"  {safe(told)}")
 
 
 def _show_checks(found: list[dict[str, Any]]) -> None:

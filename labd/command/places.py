@@ -14,6 +14,7 @@ from pathlib import Path
 
 from labd.errors import TaskFileError
 from labd.files import locked
+from labd.packing import archived
 from labd.task import TaskFile
 from labd.text import printable
 from labd.yamlfile import Place, Problem, load_yaml
@@ -194,6 +195,8 @@ def _missing(path: Path, key: _Key, fence: Fence, *, at_run: bool) -> str:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
+        if owner and archived(fence.results / owner):
+            return f"{kinds} that is there; its task's files are compressed: `labd unpack {owner}`"
         return "" if owner and not at_run else f"{kinds} that is there"
     except OSError as error:
         return f"{kinds} that can be looked at: {error.strerror}"

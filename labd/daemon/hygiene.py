@@ -14,7 +14,6 @@ from labd.settings import Home
 LOG_BYTES = 8 * 2**20
 """How long a log gets that another process writes; as much again is kept of what came before."""
 _PRUNE = ("prune", "--automatic")
-_FIRST_AFTER_S = 600.0
 _EVERY_S = 6 * 3600.0
 _WHEN_FULL_EVERY_S = 1800.0
 _TIMEOUT_S = 2 * 3600.0
@@ -26,10 +25,18 @@ _ENOUGH = 1.1
 class Hygiene:
     """Takes a turn in the loop, and never waits. `logs`: of processes that append to them."""
 
-    def __init__(self, home: Home, chores: Chores, log: Logger, logs: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        home: Home,
+        chores: Chores,
+        log: Logger,
+        logs: Sequence[Path] = (),
+        *,
+        first_after_s: float = 600.0,
+    ) -> None:
         self._home, self._chores, self._log, self._logs = home, chores, log, logs
         now_s = time.monotonic()
-        self._prune_s = now_s + _FIRST_AFTER_S if home.settings.retention.wanted else float("inf")
+        self._prune_s = now_s + first_after_s if home.settings.retention.wanted else float("inf")
         self._pruned_s = float("-inf")
         self._logs_s = now_s
         self._full = False
@@ -57,7 +64,7 @@ class Hygiene:
         """Give why nothing may be claimed for lack of space, or an empty text."""
         wanted = self._home.settings.min_free_bytes
         free = shutil.disk_usage(self._home.results).free
-        self._full = free < wanted * (_ENOUGH if self._full else 1)
+        self._full = is_full(free, wanted, was_full=self._full)
         if not self._full:
             return ""
         return (
@@ -75,6 +82,11 @@ class Hygiene:
             self._log.warning("claiming.held", reason=held)
         else:
             self._log.info("claiming.resumed")
+
+
+def is_full(free_bytes: int, wanted_bytes: int, *, was_full: bool) -> bool:
+    """Say whether there is too little space to start work: below the limit, or, where it was, not clearly above it."""
+    return free_bytes < wanted_bytes * (_ENOUGH if was_full else 1)
 
 
 def cut_log(path: Path, most_bytes: int = LOG_BYTES) -> None:

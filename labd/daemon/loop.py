@@ -118,7 +118,8 @@ class Daemon:
         if page and settings.page.enabled:
             self._page = PageProcess(home.root, home.run_dir / "page.log", log)
         self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
-        logs = (home.run_dir / "engine.log", home.run_dir / "page.log")
+        # The last one is what `labd run` gives the daemon that it starts.
+        logs = [home.run_dir / f"{name}.log" for name in ("engine", "page", "daemon")]
         self._hygiene = Hygiene(home, self._chores, log, logs)
         self._notifier = Notifier(os.environ)
         self._dashboard_url = ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labd.archive import EVENTS, JOURNAL, RESULT, Archive
+from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
 from labd.clock import from_iso, to_iso, utc_now
 from labd.errors import Busy, JournalError, LabdError, TaskFileError
 from labd.files import locked, write_atomic, write_json
@@ -24,11 +24,9 @@ from labd.task import State, TaskFile, parse_task
 from labd.text import printable
 from labd.trees import remove_tree, size_of
 
-MARK = "pruned.json"
-"""In a task's results: when they were pruned, by which rule, and what went."""
 _LOCK = ".lock"
 _OLD_JOURNAL = "journal.pruned.jsonl"
-_RECORD = (EVENTS, RESULT, JOURNAL, MARK, _LOCK)
+_RECORD = (EVENTS, RESULT, JOURNAL, PRUNED, _LOCK)
 """What stays where the record alone is kept. What is a lock stays a file, empty where it has to."""
 _MEMORY = "retention.json"
 _UNDECIDED = (State.PENDING, State.RUNNING)
@@ -209,9 +207,12 @@ def _prune(directory: Path, action: Action) -> None:
         "at": to_iso(utc_now()),
         "reason": action.reason,
         "keep": action.keep,
-        "removed": sorted(printable(path.name) for path in doomed),
+        # Of an earlier prune too, which may not have come to its end.
+        "removed": sorted(
+            {*_removed_before(directory), *(printable(path.name) for path in doomed)}
+        ),
     }
-    write_json(directory / MARK, facts)
+    write_json(directory / PRUNED, facts)
     if action.state is not State.DONE:
         _close_journal(directory, action.keep)
     for path in doomed:
@@ -219,6 +220,14 @@ def _prune(directory: Path, action: Action) -> None:
             discard(directory, path.name)
         else:
             remove_tree(path)
+
+
+def _removed_before(directory: Path) -> list[str]:
+    try:
+        removed = json.loads((directory / PRUNED).read_bytes())["removed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in removed] if isinstance(removed, list) else []
 
 
 def _close_journal(directory: Path, keep: Keep) -> None:
@@ -248,15 +257,19 @@ def _doomed(directory: Path, keep: Keep) -> list[Path]:
 def _sizes(directory: Path) -> dict[str, int]:
     sizes = dict.fromkeys(("loose_bytes", "packed_bytes", "other_bytes", "record_bytes"), 0)
     packed = {archive_of(directory, name).name for name in WORKING}
+    left = {path.name for path in leftovers(directory)}
     for path in directory.iterdir():
-        kind = "other_bytes"
-        if path.name in WORKING:
+        size, kind = size_of(path), "other_bytes"
+        if path.name in left:
             kind = "loose_bytes"
+        elif path.name in WORKING:
+            # An empty directory is nothing to gain by.
+            kind = "loose_bytes" if size.entries > 1 else "record_bytes"
         elif path.name in packed:
             kind = "packed_bytes"
         elif path.name in _RECORD:
             kind = "record_bytes"
-        sizes[kind] += size_of(path).size_bytes
+        sizes[kind] += size.size_bytes
     return sizes
 
 
