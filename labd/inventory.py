@@ -39,7 +39,7 @@ def models(lab: Lab) -> dict[str, Any]:
     """Give endpoints with what they have and do, and who waits, as `labd.llm.report.report` has it.
 
     ``live`` says that the lab's broker said so a moment ago; without one the endpoints are asked, and
-    what goes on is not known.
+    what goes on is not known: ``tokens_per_s`` is ``None`` then.
     """
     told = _told(lab)
     return {**(told or _asked(lab.home)), "live": told is not None}
@@ -85,7 +85,11 @@ def _told(lab: Lab) -> dict[str, Any] | None:
 
 def _asked(home: Home) -> dict[str, Any]:
     router = router_of(home)
-    return report(router.desk, router.desk.now_s, {})
+    found = report(router.desk, router.desk.now_s, {})
+    for endpoint in found["endpoints"]:
+        for told in (endpoint, *endpoint["models"]):
+            told["tokens_per_s"] = None
+    return found
 
 
 def router_of(home: Home) -> Router:
@@ -130,7 +134,9 @@ def endpoint_lines(endpoints: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             filter(None, (endpoint["server"] or endpoint["api"], endpoint["version"]))
         )
         yield f"{endpoint['name']}: {endpoint['health']}, {server} at {endpoint['url']}{_whose(endpoint)}"
-        for text in (endpoint["doing"], endpoint["problem"], endpoint["fix"]):
+        pace = endpoint.get("tokens_per_s")
+        told = f"{pace:g} tokens/s in the last minute" if pace else ""
+        for text in (told, endpoint["doing"], endpoint["problem"], endpoint["fix"]):
             if text:
                 yield f"  {text}"
 

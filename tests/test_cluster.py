@@ -114,6 +114,15 @@ def test_this_machine_is_looked_at_with_gpus_or_why_there_are_none(tmp_path: Pat
         assert 0 <= gpu["used_bytes"] <= gpu["memory_bytes"]
 
 
+def test_a_machines_cpus_are_as_busy_as_they_were_since_it_was_last_asked() -> None:
+    def sums(busy_s: float, all_s: float) -> dict[str, float]:
+        return {"cpu_busy_s": busy_s, "cpu_all_s": all_s}
+
+    assert machine.cpu_share(sums(100, 400), sums(115, 420)) == 0.75
+    assert machine.cpu_share(sums(100, 400), sums(1, 2)) is None, "it has started anew"
+    assert machine.cpu_share(sums(100, 400), sums(100, 400)) is None
+
+
 def test_gpus_are_told_with_what_nvml_knows_of_them(tmp_path: Path) -> None:
     gpu: dict[str, Any] = {
         "index": 0,
@@ -191,6 +200,7 @@ def test_a_drained_lab_lets_its_work_end_and_begins_none_until_undrained_and_all
     )
     assert node["machine"]["labd"] == __version__
     assert node["machine"]["problem"] == ""
+    assert 0 < node["machine"]["disk_used"] < 1
     assert lab.drain(node["name"], drained=True)
     assert not lab.drain(node["name"], drained=True)
     spool.put(b"kind: command\nrun: 'true'\n", "next.yaml")
@@ -199,6 +209,7 @@ def test_a_drained_lab_lets_its_work_end_and_begins_none_until_undrained_and_all
     assert spool.holds(State.PENDING, "next.yaml")
     assert lab.drain(node["name"], drained=False)
     wait_until(lambda: spool.holds(State.DONE, "next.yaml"), 60, "the next task")
+    assert wait_until(lambda: shown()["machine"]["cpu"], 30, "how busy its CPUs are") <= 1
 
     def counted() -> list[str]:
         lines = [line for line in exported(process).splitlines() if line.startswith("ray_labd")]

@@ -160,7 +160,13 @@ def test_a_slot_goes_from_thread_to_thread_without_asking_the_broker() -> None:
         assert len(replies) == 80
         assert call.calls["want"] < 20
         wait_until(lambda: in_flight(call) == 0)
-        assert call("report")["waiting"] == {}
+        told = call("report")
+        assert told["waiting"] == {}
+        tokens_per_s = sum(reply.output_tokens for reply in replies) / 60
+        [end] = told["endpoints"]
+        assert tokens_per_s > 1
+        for pace in (end["tokens_per_s"], end["models"][0]["tokens_per_s"]):
+            assert pace == pytest.approx(tokens_per_s, abs=0.1)
 
 
 def test_models_take_turns_and_are_unloaded_before_the_next_one_comes() -> None:

@@ -23,6 +23,7 @@ from labd.llm.errors import (
 from labd.llm.model import Endpoint, LoadedModel, Look, ModelInfo, name_of
 from labd.llm.refusals import Pull
 from labd.llm.router import Action, GpuGrant, Grant, Recall, Refusal, Router
+from labd.llm.throughput import Throughput
 
 HEAD = "node-of-the-lab"
 
@@ -237,6 +238,18 @@ def test_a_model_that_was_used_a_moment_ago_stays_for_as_long_as_a_load_takes() 
     bench.want("b", holder="other")
     assert bench.changes(after_s=7) == []
     assert len(bench.changes(after_s=1.1)) == 1
+
+
+def test_tokens_are_counted_for_a_minute_and_as_if_they_had_come_evenly() -> None:
+    found = Throughput()
+    found.add(100.0, 9.5, 600)
+    assert found.tokens_per_s(100.0) == pytest.approx(10)
+    assert found.tokens_per_s(155.0) == pytest.approx(10 * 5 / 10, abs=1), "half of it is long ago"
+    assert found.tokens_per_s(161.0) == 0
+    found.add(1000.0, 599.5, 60_000)
+    assert found.tokens_per_s(1000.0) == pytest.approx(100, rel=0.01), (
+        "of ten minutes only the last one"
+    )
 
 
 def test_a_model_whose_last_user_waits_for_another_is_idle_at_once() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from labd.page.asking import form_text, problems_of
 from labd.page.choice import Choice, from_query, matching
 from labd.page.detail import paper_frame
 from labd.page.html import Html, tag
+from labd.page.labpanel import lab_panel
 from labd.page.overview import table
 from labd.page.passwords import fits, hashed
 from labd.page.signin import SignIn
@@ -222,6 +224,24 @@ def test_a_hostile_name_is_text_in_the_table(lab_home: Home) -> None:
     assert "<script" not in shown
     assert "<img" not in shown
     assert "&lt;script&gt;alert(1)&lt;" in shown
+
+
+def test_each_machine_shows_its_load_and_why_it_gets_no_tasks(lab_home: Home) -> None:
+    told = {"cpu": 0.42, "memory_bytes": 2**34, "memory_free_bytes": 2**32, "disk_used": 0.71}
+    gpu = {"index": 0, "busy": 0.9, "memory_bytes": 2**36, "used_bytes": 2**35}
+    far = {
+        "name": "bob",
+        "level": "critical",
+        "barred": "its load is critical (<disk>)",
+        "machine": {**told, "temperature_c": 63.4, "gpus": [gpu]},
+    }
+    silent = {"name": "eve", "level": "high", "because": "memory 90 %", "machine": None}
+    looked = Snapshots(Lab(lab_home)).look()
+    shown = str(lab_panel(replace(looked, nodes=[far, silent]), Words("en")))
+    for text in ("42%", "12.0 / 16.0 GiB", "71%", "90%", "32.0 / 64.0 GiB", "63 °C"):
+        assert text in shown, text
+    assert "No new tasks: its load is critical (&lt;disk&gt;)" in shown
+    assert "High load: memory 90 %" in shown
 
 
 def test_what_is_not_made_here_is_escaped() -> None:

@@ -62,8 +62,8 @@ def endpoints_of(facts: Mapping[str, Any], now: datetime) -> Endpoints:
     slots = sum(int(one["slots"]) for one in good)
     if not slots:
         return Endpoints()
-    told = [one["tokens_per_s"] for one in good if one["tokens_per_s"] is not None]
     load = Load(
-        queue=sum(facts["waiting"].values()) / slots, tokens_per_s=sum(told) if told else None
+        queue=sum(facts["waiting"].values()) / slots,
+        tokens_per_s=sum(float(one["tokens_per_s"]) for one in good),
     )
     return Endpoints(slots, load, frozenset(one["node_id"] for one in good))

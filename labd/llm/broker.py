@@ -225,12 +225,12 @@ class Broker:
         self._router.has_only(holder, told | mail, now_s)
 
     def _give_back(self, holder: str, leases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Take leases back, or hear what they were used for: each has ``id``, ``used`` and ``keep``."""
+        """Take leases back, or hear what they were used for: each has ``id``, ``used``, ``tokens`` and ``keep``."""
         with self._lock:
             now_s = time.monotonic()
             self._router.beat(holder, now_s)
             for lease in leases:
-                self._router.used(lease["id"], now_s, lease["used"])
+                self._router.used(lease["id"], now_s, lease["used"], lease.get("tokens", ()))
                 if not lease["keep"]:
                     self._router.give_back(lease["id"])
             self._step()

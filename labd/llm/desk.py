@@ -10,6 +10,7 @@ from typing import Literal
 
 from labd.llm.claims import GpuLease, GpuWant, Leases, Want, Wants
 from labd.llm.model import Endpoint, LoadedModel, Look, ModelInfo, is_remote_name, name_of
+from labd.llm.throughput import Throughput
 
 _SWAPS = ("ollama", "lmstudio")
 _FIRST_LOAD_S = 10.0
@@ -108,6 +109,8 @@ class Side:
     rest_until_s: float = 0.0
     """It is not to be emptied again before, because that failed."""
     experiments: "Experiments | None" = None
+    throughputs: dict[str, Throughput] = field(default_factory=dict)
+    """By model; only of models that were used."""
 
     @property
     def name(self) -> str:

@@ -134,7 +134,7 @@ class Pool:
             except BaseException:
                 self._slots.release(slot, None)
                 raise
-            self._slots.release(slot, reply.wall_s)
+            self._slots.release(slot, reply.wall_s, reply.output_tokens)
             return replace(
                 reply,
                 endpoint=name,

@@ -14,7 +14,10 @@ _MAX_REASON = 400
 
 
 def report(desk: Desk, now_s: float, notes: Mapping[str, str]) -> dict[str, Any]:
-    """Give endpoints with what they have and do, and who waits, all texts printable."""
+    """Give endpoints with what they have and do, and who waits, all texts printable.
+
+    ``tokens_per_s`` of an endpoint and of each model there: what they answered the lab's requests with, in the last minute.
+    """
     waiting = Counter(want.model for want in desk.wants.values())
     return {
         "endpoints": [_side(desk, side, now_s) for side in desk.sides.values()],
@@ -29,6 +32,7 @@ def report(desk: Desk, now_s: float, notes: Mapping[str, str]) -> dict[str, Any]
 
 def _side(desk: Desk, side: Side, now_s: float) -> dict[str, Any]:
     look = side.look
+    paces = {name: one.tokens_per_s(now_s) for name, one in side.throughputs.items()}
     return {
         "name": printable(side.name, 100),
         "url": printable(side.endpoint.url, 200),
@@ -41,6 +45,7 @@ def _side(desk: Desk, side: Side, now_s: float) -> dict[str, Any]:
         "problem": printable(look.problem, 200) if look else "",
         "fix": printable(look.fix, 300) if look else "",
         "slots": side.slots,
+        "tokens_per_s": round(sum(paces.values()), 1),
         "models": [
             {
                 "name": printable(model.name, 100),
@@ -51,6 +56,7 @@ def _side(desk: Desk, side: Side, now_s: float) -> dict[str, Any]:
                 "num_ctx": side.held[name].num_ctx if name in side.held else 0,
                 "vram_bytes": side.held[name].vram_bytes if name in side.held else 0,
                 "in_flight": desk.in_flight(side, name),
+                "tokens_per_s": round(paces.get(name, 0.0), 1),
             }
             for name, model in side.models.items()
         ],

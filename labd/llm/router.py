@@ -15,6 +15,7 @@ from labd.llm.errors import ModelError, ModelMissing
 from labd.llm.model import Endpoint, Look, name_of
 from labd.llm.refusals import Pull, no_way
 from labd.llm.shares import to_share
+from labd.llm.throughput import Throughput
 from labd.llm.turns import changes, gpu_changes, gpu_must_wait
 
 _MEAN_WEIGHT = 0.2
@@ -169,8 +170,10 @@ class Router:
             for held in side.held.values():
                 held.users.pop(holder, None)
 
-    def used(self, lease_id: str, now_s: float, seconds: Sequence[float]) -> None:
-        """Hear how long the requests took that a lease was used for."""
+    def used(
+        self, lease_id: str, now_s: float, seconds: Sequence[float], tokens: Sequence[int] = ()
+    ) -> None:
+        """Hear how long the requests took that a lease was used for, and how many tokens each was answered with."""
         lease = self.desk.leases.get(lease_id)
         side = self.desk.sides.get(lease.endpoint) if lease else None
         if lease is None or side is None:
@@ -178,6 +181,8 @@ class Router:
         for took_s in seconds:
             old_s = self.desk.request_s.get(lease.name, took_s)
             self.desk.request_s[lease.name] = old_s + _MEAN_WEIGHT * (took_s - old_s)
+        for took_s, count in zip(seconds, tokens, strict=False):
+            side.throughputs.setdefault(lease.name, Throughput()).add(now_s, took_s, count)
         if seconds:
             side.failures = side.trips = 0
         held = side.held.get(lease.name)

@@ -34,7 +34,7 @@ class Slot:
         num_ctx: what requests are to be sent with.
         digest: of the model's weights, where the endpoint tells.
         serves_ctx: the context that requests may ask for; more than `num_ctx` where a server holds one model for ever.
-        used: seconds of the requests that the broker has not heard of yet.
+        used: seconds of the requests that the broker has not heard of yet, `tokens` what each was answered with.
 
     """
 
@@ -45,6 +45,7 @@ class Slot:
     digest: str
     serves_ctx: int
     used: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     free_since_s: float = 0.0
     recalled: bool = False
 
@@ -126,15 +127,16 @@ class Slots:
             raise Stopped("the reply is not wanted any more")
         return waiter.slot
 
-    def release(self, slot: Slot, took_s: float | None) -> None:
+    def release(self, slot: Slot, took_s: float | None, tokens: int = 0) -> None:
         """Hand a slot to who waits for one like it, or keep it for a moment; give it back, where its request failed.
 
-        `took_s` is ``None`` then.
+        `took_s` is ``None`` then. `tokens`: what the request was answered with.
         """
         with self._news:
             del self._busy[slot.lease]
             if took_s is not None:
                 slot.used.append(took_s)
+                slot.tokens.append(tokens)
             keep = not (slot.recalled or took_s is None or self._closed)
             if keep:
                 self._place(slot)
@@ -168,7 +170,7 @@ class Slots:
         """Need the GPUs no longer."""
         with self._news:
             self._gpus.pop(lease.lease, None)
-        back = [{"id": lease.lease, "used": [], "keep": False}]
+        back = [{"id": lease.lease, "used": [], "tokens": [], "keep": False}]
         self._send(lambda: self._call("give_back", holder=self._holder, leases=back))
 
     def close(self) -> None:
@@ -273,9 +275,12 @@ class Slots:
             self._take(call())
 
     def _give_back(self, slots: Sequence[Slot], *, keep: bool = False) -> None:
-        leases = [{"id": slot.lease, "used": slot.used, "keep": keep} for slot in slots]
+        leases = [
+            {"id": slot.lease, "used": slot.used, "tokens": slot.tokens, "keep": keep}
+            for slot in slots
+        ]
         for slot in slots:
-            slot.used = []
+            slot.used, slot.tokens = [], []
         self._send(lambda: self._call("give_back", holder=self._holder, leases=leases))
 
     def _ask(self, ticket: str) -> None:
@@ -336,7 +341,7 @@ class Slots:
             again = self._take_refusals(news.get("refusals", ()))
             back = [slot for lease in news.get("recalls", ()) for slot in self._recalled(lease)]
         if unwanted:
-            leases = [{"id": lease, "used": [], "keep": False} for lease in unwanted]
+            leases = [{"id": lease, "used": [], "tokens": [], "keep": False} for lease in unwanted]
             self._send(lambda: self._call("give_back", holder=self._holder, leases=leases))
         if back:
             self._give_back(back)

@@ -35,7 +35,7 @@ def _node(node: Mapping[str, Any], snapshot: Snapshot, words: Words) -> Html:
         for key, unit in (("num_cpus", "CPU"), ("num_gpus", "GPU"))
         if isinstance(node.get(key), int | float)
     )
-    here = bool(node.get("local"))
+    here, machine = bool(node.get("local")), node.get("machine") or {}
     endpoints = [
         tag(
             "li",
@@ -53,11 +53,53 @@ def _node(node: Mapping[str, Any], snapshot: Snapshot, words: Words) -> Html:
         tag(
             "h4", node.get("name") or words("elsewhere"), " ", tag("small", size) if size else None
         ),
-        *(_gauges(snapshot.load, words) if here else []),
+        _state(node, words),
+        *(_gauges(snapshot.load, words) if here else _told(machine, words)),
+        *_rest(machine, words),
         tag("p", "▶ ", tasks) if tasks else None,
         tag("ul", *endpoints) if endpoints else None,
         class_="node",
     )
+
+
+def _state(node: Mapping[str, Any], words: Words) -> Html | None:
+    """Say why a machine gets no new tasks, or that it is the last to get some."""
+    if node.get("barred"):
+        return tag("p", words("barred", why=node["barred"]), class_="warn")
+    if node.get("level") == "high":
+        return tag("p", words("load_high", why=node.get("because") or ""), class_="quiet")
+    return None
+
+
+def _told(machine: Mapping[str, Any], words: Words) -> list[Html]:
+    """Give what another machine last said of its CPUs, memory and GPUs; nothing of one that does not say it."""
+    if machine.get("cpu") is None or not machine.get("memory_bytes"):
+        return []
+    size = machine["memory_bytes"]
+    used = size - machine["memory_free_bytes"]
+    gauges = [
+        meter(words("cpu"), machine["cpu"], f"{machine['cpu']:.0%}"),
+        meter(words("memory"), used / size, f"{_gib(used)} / {_gib(size)} GiB"),
+    ]
+    for gpu in machine["gpus"]:
+        name, vram = words("gpu", index=gpu["index"]), words("vram", index=gpu["index"])
+        held = f"{_gib(gpu['used_bytes'])} / {_gib(gpu['memory_bytes'])} GiB"
+        gauges.append(meter(name, gpu["busy"], _percent(gpu["busy"])))
+        gauges.append(meter(vram, _share(gpu["used_bytes"], gpu["memory_bytes"]), held))
+    return gauges
+
+
+def _rest(machine: Mapping[str, Any], words: Words) -> list[Html]:
+    """Give how full a machine's disk is and how hot it is, as it last said."""
+    disk, hot = machine.get("disk_used"), machine.get("temperature_c")
+    gauges = [] if disk is None else [meter(words("disk"), disk, _percent(disk))]
+    if hot is not None:
+        gauges.append(tag("p", words("temperature", celsius=f"{hot:.0f}"), class_="quiet"))
+    return gauges
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{share:.0%}"
 
 
 def _gauges(load: Sequence[Mapping[str, Any]], words: Words) -> list[Html]:
