@@ -58,6 +58,7 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "priority": {"yamlfile"},
     "lab": FILES | {"task", "settings", "spool", "archive", "drop", "priority", "campaigns"},
+    "agenda": GROUND | {"lab", "campaigns"},
     "published": GROUND,
     "timeline": GROUND | {"lab"},
     "index": GROUND | {"lab", "spool", "task"},
@@ -101,7 +102,7 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "page": GROUND
     | {"lab", "task", "settings", "index", "timeline", "trials", "published", "follow"}
-    | {"inventory", "machine"},
+    | {"inventory", "machine", "agenda"},
 }
 
 
