@@ -67,7 +67,7 @@ install_files() {
     fi
     install -m 644 systemd/sysusers.conf /usr/local/lib/sysusers.d/labd.conf
     install -m 644 systemd/tmpfiles.conf /usr/local/lib/tmpfiles.d/labd.conf
-    install -m 644 systemd/interface.conf systemd/ollama.conf config/labd.yaml config/grafana.json "$venv/share/"
+    install -m 644 systemd/interface.conf systemd/notify.conf systemd/ollama.conf config/labd.yaml config/grafana.json "$venv/share/"
     install -m 644 docs/*.md "$venv/share/doc/"
     ln -sfn "$venv/bin/labd" /usr/local/bin/labd
 }

@@ -64,6 +64,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "lab": FILES
     | {"task", "settings", "spool", "archive", "drop", "priority", "campaigns", "packing"},
     "recovering": GROUND | {"files", "lab"},
+    "agenda": GROUND | {"lab", "campaigns"},
     "published": GROUND,
     "timeline": GROUND | {"lab"},
     "index": GROUND | {"lab", "spool", "task"},
@@ -109,7 +110,7 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "page": GROUND
     | {"lab", "task", "settings", "index", "timeline", "trials", "published", "follow"}
-    | {"inventory", "machine"},
+    | {"inventory", "machine", "agenda"},
 }
 
 

@@ -1,6 +1,7 @@
 """The page without a browser: what it lets through, what it gives out, what it says, and its parts by themselves."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from labd.agenda import AgendaReader
 from labd.errors import LabdError, MoveRefused, NotFound
 from labd.index import Index
 from labd.lab import Lab
 from labd.page.asking import form_text, problems_of
+from labd.page.campaignpanel import campaigns_panel
 from labd.page.choice import Choice, from_query, matching
 from labd.page.detail import paper_frame
 from labd.page.html import Html, tag
@@ -32,6 +35,7 @@ from labd.spool import Spool
 from labd.task import State, parse_task
 from labd.timeline import add_lines
 from labd.trials import Trial, trials_of, trials_of_steps
+from tests.campaign_scene import NODES, NOW, put_campaigns, put_tasks
 from tests.factories import task_text, write_settings
 from tests.pages import PageProcess, free_port
 
@@ -265,6 +269,40 @@ def test_both_languages_have_every_word_and_the_same_places_in_them() -> None:
     ]
     assert all(all(text.strip() for text in pair) for pair in _TABLE.values())
     assert [sorted(p) for p in places[::2]] == [sorted(p) for p in places[1::2]]
+
+
+def campaigns_of(home: Home, nodes: list[dict[str, Any]]) -> Html:
+    snapshots = Snapshots(Lab(home))
+    agenda = AgendaReader(Lab(home)).read(NOW)
+    while (look := snapshots.look()).unread:
+        pass
+    return campaigns_panel(replace(look, agenda=agenda, nodes=nodes), Words("en"))
+
+
+def test_campaigns_are_shown_with_their_firings_their_mix_and_what_was_decided(
+    home: Home,
+) -> None:
+    assert "config/campaigns/" in campaigns_of(home, [])
+    put_campaigns(home, NOW, "<script>alert(1)</script>")
+    put_tasks(home)
+    shown = campaigns_of(home, NODES)
+    assert "<script" not in shown
+    assert shown.count("&lt;script&gt;") == 2
+    plain = re.sub("<[^>]*>", " ", shown)
+    for told in (
+        "1 running, 2 pending",
+        "2026-11-28 08:00",
+        "boost: 1 of 4 tasks are in the queue",
+        "memory 88 %, high from 85 %",
+        "normal load",
+        "keeps the queue filled now",
+        "broken.yaml:1:1: enabled",
+        "added a task",
+        "it was missed 2 d ago",
+        "payoff 0.90 after 6 tasks",
+    ):
+        assert told in re.sub(r"\s+", " ", plain)
+    assert "> cy<" not in shown
 
 
 def test_filters_take_every_word_and_every_key(home: Home) -> None:

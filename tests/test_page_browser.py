@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from labd.archive import Archive
+from labd.clock import utc_now
 from labd.settings import Home
 from labd.spool import Spool
+from tests.campaign_scene import put_campaigns
 from tests.conftest import REPO
 from tests.factories import task_text, write_settings
 from tests.pages import CHROMIUM, PageProcess, free_port
@@ -71,6 +73,7 @@ def make_lab(root: Path) -> Home:
     _write_results(home.results / "tree")
     lines = [_line(1, "baseline", 1, 1), _line(2, "search", 0, 20), _line(8, "search", 5, 20)]
     (home.results / "runs" / "log.jsonl").write_text("\n".join(lines) + "\n")
+    put_campaigns(home, utc_now(), EVIL)
     return home
 
 
@@ -272,6 +275,12 @@ def test_what_runs_says_its_stage_and_the_time_left(window: Callable[..., Window
     assert seen.page.locator("#tab-panel .stages li").count() == 2
     meters = seen.page.locator("#lab meter")
     wait_until(lambda: meters.count() >= 2, 60, "meters")
+    seen.page.get_by_role("button", name="Campaigns").click()
+    seen.page.wait_for_selector("#campaigns .plans")
+    plans = seen.page.inner_text("#campaigns")
+    assert f"Nightly research {EVIL}" in plans
+    assert f"missed 2 d ago {EVIL}" in plans
+    assert " (in " in plans
 
 
 def test_refreshing_keeps_selection_scroll_and_focus_and_says_when_the_page_is_silent(
@@ -386,7 +395,7 @@ def test_texts_have_contrast_and_controls_have_names(
 ) -> None:
     seen = window("/en/?task=tree&tab=trials&trial=improve-1", color_scheme=theme)
     seen.page.wait_for_selector("pre.diff")
-    for heading in ("Distributions", "Daemon's log", "Submit a task"):
+    for heading in ("Campaigns", "Distributions", "Daemon's log", "Submit a task"):
         seen.page.get_by_role("button", name=heading).click()
     seen.page.get_by_label("CPUs", exact=True).fill("many")
     seen.page.click("#form-check")

@@ -17,7 +17,7 @@ from labd.campaigns.files import (
     read_campaign,
     submit,
 )
-from labd.campaigns.filling import Lab, expected_gpu_hours, fill
+from labd.campaigns.filling import Lab, arms_of, expected_gpu_hours, fill
 from labd.campaigns.firing import (
     Decision,
     Memory,
@@ -35,8 +35,17 @@ from labd.campaigns.load import (
     Room,
     Thresholds,
     classify,
+    part_of_day,
 )
-from labd.campaigns.mix import Outcome, Profile, learn, outcome_from_json, outcome_of
+from labd.campaigns.mix import (
+    Outcome,
+    Profile,
+    learn,
+    outcome_from_json,
+    outcome_of,
+    seed_for,
+    shares_of,
+)
 from labd.campaigns.model import FILL, Campaign, Intensity, Step, parse_campaign
 from labd.campaigns.readings import Endpoints, endpoints_of, load_of
 from labd.campaigns.tasks import Draft, draft_name, drafts
@@ -44,7 +53,7 @@ from labd.campaigns.tasks import Draft, draft_name, drafts
 __all__ = [
     "DECISIONS", "FILL", "LOCK", "MEMORY", "OUTCOMES",
     "BoundedLines", "Campaign", "Capacity", "Decision", "Draft", "Endpoints", "Intensity", "Lab", "Level", "Library", "Load", "Memory", "Note",
-    "Outcome", "Profile", "Queue", "Remembered", "Room", "Step", "Thresholds", "adding", "begin", "classify",
+    "Outcome", "Profile", "Queue", "Remembered", "Room", "Step", "Thresholds", "adding", "arms_of", "begin", "classify",
     "decide", "draft_name", "drafts", "endpoints_of", "expected_gpu_hours", "fill", "learn", "load_of", "outcome_from_json",
-    "outcome_of", "parse_campaign", "read_campaign", "read_domains", "submit", "upcoming",
+    "outcome_of", "parse_campaign", "part_of_day", "read_campaign", "read_domains", "seed_for", "shares_of", "submit", "upcoming",
 ]  # fmt: skip

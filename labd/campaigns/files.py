@@ -151,15 +151,25 @@ class BoundedLines:
         if starts[-1] > self._max_bytes:
             self._path.replace(self._path.with_suffix(".old"))
 
-    def read(self) -> list[dict[str, Any]]:
-        """Give what is kept, oldest first; lines that can't be read are left out."""
-        found = []
-        for path in (self._path.with_suffix(".old"), self._path):
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """The two files, the older first."""
+        return self._path.with_suffix(".old"), self._path
+
+    def read(self, last_bytes: int | None = None) -> list[dict[str, Any]]:
+        """Give what is kept, or the end of it, oldest first; lines that can't be read are left out."""
+        found: list[dict[str, Any]] = []
+        for path in self.paths:
             try:
-                raw = path.read_bytes()
+                with path.open("rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    cut = last_bytes is not None and size > last_bytes
+                    if last_bytes is not None and cut:
+                        file.seek(size - last_bytes)
+                    lines = file.read().splitlines()
             except OSError:
                 continue
-            for line in raw.splitlines():
+            for line in lines[1:] if cut else lines:
                 try:
                     record = json.loads(line)
                 except ValueError:

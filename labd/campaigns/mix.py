@@ -210,6 +210,17 @@ def shares(weights: Mapping[str, float], exploration: float) -> dict[str, float]
     }
 
 
+def shares_of(
+    profiles: Mapping[str, Profile], *, exploration: float, part: PartOfDay, level: Level
+) -> dict[str, float]:
+    """Give the share of each arm as `pick` goes by it; see there."""
+    return shares(_weights(profiles, part, level), exploration)
+
+
+def _weights(profiles: Mapping[str, Profile], part: PartOfDay, level: Level) -> dict[str, float]:
+    return {arm: p.payoff * fit(p, part, level) for arm, p in profiles.items()}
+
+
 def pick(
     profiles: Mapping[str, Profile],
     picked: Mapping[str, float],
@@ -228,7 +239,7 @@ def pick(
         level: of the most loaded machine.
 
     """
-    weights = {arm: p.payoff * fit(p, part, level) for arm, p in profiles.items()}
+    weights = _weights(profiles, part, level)
     share = shares(weights, exploration)
     counts = {arm: picked.get(arm, 0.0) for arm in profiles}
     total = math.fsum(counts.values()) + 1

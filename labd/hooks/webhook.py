@@ -17,6 +17,7 @@ from labd.settings import NotifySettings
 from labd.text import printable
 
 _CONNECT_S = 10.0
+_DROP_IN = "/opt/labd/share/notify.conf"
 _MAX_RETRY_AFTER_S = 60.0
 _MAX_SAID_BYTES = 300
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -52,6 +53,8 @@ def post(
         )
         url, headers = _addressed(rule, key)
     except ConfigError as error:
+        if rule.key_credential:
+            return f"{error.where}: {error.what}. systemd gives keys to labd.service as {_DROP_IN} says"
         return str(error)
 
     def wait_s(state: tenacity.RetryCallState) -> float:

@@ -19,6 +19,7 @@ import gradio
 from labd.errors import LabdError
 from labd.lab import Lab, TaskView
 from labd.page import asking, detail, overview
+from labd.page.campaignpanel import campaigns_panel
 from labd.page.charts import distributions
 from labd.page.choice import LEVELS, Choice, from_query
 from labd.page.form import Form
@@ -35,7 +36,7 @@ TICK_S = 3.0
 _RESULT_BYTES = 16 * 2**20
 _KEPT_RESULTS = 8
 _KINDS = ("research", "command", "prompts")
-_PANELS = ("pulse", "strip", "now", "table", "detail", "lab", "charts", "log")
+_PANELS = ("pulse", "strip", "now", "table", "detail", "lab", "campaigns", "charts", "log")
 _ASSETS = files("labd.page") / "assets"
 
 
@@ -132,6 +133,8 @@ class Page:
                 self._panels["detail"] = _panel("detail", _ON_DETAIL)
         with gradio.Accordion(words("lab"), open=True):
             self._panels["lab"] = _panel("lab")
+        with gradio.Accordion(words("campaigns"), open=False):
+            self._panels["campaigns"] = _panel("campaigns", _ON_TIMES)
         with gradio.Accordion(words("distributions"), open=False):
             self._panels["charts"] = _panel("charts")
         with gradio.Accordion(words("daemon_log"), open=False):
@@ -311,6 +314,7 @@ class Page:
             "table": overview.table(snapshot, choice, words),
             "detail": self._detail(snapshot, session),
             "lab": lab_panel(snapshot, words),
+            "campaigns": campaigns_panel(snapshot, words),
             "charts": self._cached_charts(snapshot),
             "log": daemon_log(snapshot.log, choice.level, words),
         }
@@ -406,6 +410,10 @@ element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-ask]");
   if (button) trigger("ask", { verb: button.dataset.ask });
 });
+"""
+_ON_TIMES = """
+watch("value", labd.times);
+labd.times();
 """
 _ON_PICK = """
 element.addEventListener("click", (event) => {

@@ -3,12 +3,13 @@
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from labd.agenda import Agenda, AgendaReader
 from labd.clock import utc_now
 from labd.errors import LabdError, NotFound
 from labd.index import Index
@@ -23,10 +24,12 @@ _EVERY_S = 1.0
 _SLICE_S = 0.2
 _NODES_EVERY_S = 15.0
 _LOAD_EVERY_S = 5.0
+_AGENDA_EVERY_S = 5.0
 _UNASKED_S = 20.0
 _FIRST_S = 20.0
 _HISTORY = 120
 _MAX_TIMELINES = 200
+_CAMPAIGN = "campaign:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class Snapshot:
     load: list[dict[str, Any]] = field(default_factory=list)
     """This machine's, the newest last, one each five seconds."""
     log: list[dict[str, Any]] = field(default_factory=list)
+    agenda: Agenda = field(default_factory=Agenda)
+    campaign_tasks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """By campaign how many of its tasks wait, and how many run."""
     failed: str = ""
 
     def find(self, task_id: str) -> TaskView | None:
@@ -61,6 +67,7 @@ class Snapshots:
         self._index = Index(lab)
         self._load: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
         self._nodes: list[dict[str, Any]] = []
+        self._reader, self._agenda = AgendaReader(lab), Agenda()
         self._timelines: dict[str, Timeline] = {}
         self._latest: Snapshot | None = None
         self._asked_s = float("-inf")
@@ -76,6 +83,7 @@ class Snapshots:
                 ("page-reader", self._read_on),
                 ("page-load", lambda: self._repeat(_LOAD_EVERY_S, self._sample, always=True)),
                 ("page-nodes", lambda: self._repeat(_NODES_EVERY_S, self._ask_nodes)),
+                ("page-agenda", lambda: self._repeat(_AGENDA_EVERY_S, self._read_agenda)),
             )
         ]
 
@@ -157,6 +165,8 @@ class Snapshots:
             nodes=self._nodes,
             load=list(self._load),
             log=self._lab.daemon_log()[-500:],
+            agenda=self._agenda,
+            campaign_tasks=tasks_by_campaign(views),
         )
 
     def _stages(self, task_id: str) -> tuple[Stage, ...]:
@@ -172,6 +182,9 @@ class Snapshots:
     def _ask_nodes(self) -> None:
         self._nodes = nodes(self._lab)
 
+    def _read_agenda(self) -> None:
+        self._agenda = self._reader.read(utc_now())
+
     def _repeat(self, every_s: float, work: Callable[[], None], *, always: bool = False) -> None:
         first = True
         while True:
@@ -183,3 +196,16 @@ class Snapshots:
                     print(f"labd: the page: {error}", file=sys.stderr)  # noqa: T201 - its log
             if self._stopping.wait(every_s):
                 return
+
+
+def tasks_by_campaign(views: Iterable[TaskView]) -> dict[str, tuple[int, int]]:
+    """Count by campaign the tasks that wait, and those that run."""
+    found: Counter[tuple[str, State]] = Counter()
+    for view in views:
+        if view.state.decided or "--" not in view.id:
+            continue
+        for label in view.labels:
+            if label.startswith(_CAMPAIGN):
+                found[label.removeprefix(_CAMPAIGN), view.state] += 1
+    names = {name for name, _ in found}
+    return {name: (found[name, State.PENDING], found[name, State.RUNNING]) for name in names}
