@@ -14,6 +14,7 @@ from labd.archive import Archive
 from labd.campaigns import Room
 from labd.daemon.attempts import Attempts
 from labd.daemon.campaigning import Campaigning, Seen
+from labd.daemon.chores import Chores
 from labd.daemon.cluster import Cluster
 from labd.daemon.counts import Counts
 from labd.daemon.endings import Endings
@@ -95,6 +96,7 @@ class Daemon:
         self._page: PageProcess | None = None
         if page and settings.page.enabled:
             self._page = PageProcess(home.root, home.run_dir / "page.log", log)
+        self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
         self._notifier = Notifier(os.environ)
         self._cluster = Cluster(home.drained, log)
         self._dashboard_url = ""
@@ -173,6 +175,7 @@ class Daemon:
             self._status.write(self._facts(stopped=False))
         if self._page is not None:
             self._page.keep()
+        self._chores.turn()
 
     # --- observe
 
@@ -301,6 +304,7 @@ class Daemon:
         self._notifier.stopping()
         if self._page is not None:
             self._page.stop()
+        self._chores.close()
         leaves = self._engine.survives
         running = len(self._attempts.active)
         self._log.info("daemon.stopping", running=running, work_goes_on=leaves)
@@ -350,6 +354,7 @@ class Daemon:
             self._sync_at_s,
             self._page.next_s if self._page is not None else float("inf"),
             now_s + self._notifier.due_in_s,
+            self._chores.next_s,
             *([] if self._once else [self._campaigning.next_s]),
         ]
         return max(0.001, min(times) - now_s)
