@@ -57,6 +57,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "priority": {"yamlfile"},
     "lab": FILES | {"task", "settings", "spool", "archive", "drop", "priority", "campaigns"},
     "published": GROUND,
+    "report": FILES | {"task", "settings", "spool", "archive", "published", "campaigns"},
     "timeline": GROUND | {"lab"},
     "index": GROUND | {"lab", "spool", "task"},
     "trials": set(),
@@ -83,6 +84,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "cli": GROUND
     | {
         "lab",
+        "report",
         "follow",
         "task",
         "settings",

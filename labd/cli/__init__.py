@@ -11,7 +11,7 @@ from labd.errors import LabdError
 
 # `labd --help` lists commands in this order.
 # isort: off
-from labd.cli import tasks, campaigns, machines, experiments, service  # noqa: F401
+from labd.cli import tasks, campaigns, report, machines, experiments, service  # noqa: F401
 
 # isort: on
 
