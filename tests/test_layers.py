@@ -45,6 +45,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "daemon": FILES
     | {
         "campaigns",
+        "report",
         "task",
         "settings",
         "spool",

@@ -26,6 +26,7 @@ from labd.campaigns.firing import (
     adding,
     begin,
     decide,
+    reported_since,
     upcoming,
 )
 from labd.campaigns.load import (
@@ -46,5 +47,5 @@ __all__ = [
     "BoundedLines", "Campaign", "Capacity", "Decision", "Draft", "Intensity", "Lab", "Level", "Library", "Load", "Memory", "Note",
     "Outcome", "Profile", "Queue", "Remembered", "Room", "Step", "Thresholds", "adding", "begin", "classify",
     "decide", "draft_name", "drafts", "expected_gpu_hours", "fill", "free_cpu_load", "learn", "outcome_from_json",
-    "outcome_of", "parse_campaign", "read_campaign", "read_domains", "submit", "upcoming",
+    "outcome_of", "parse_campaign", "read_campaign", "read_domains", "reported_since", "submit", "upcoming",
 ]  # fmt: skip

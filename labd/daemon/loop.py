@@ -23,6 +23,7 @@ from labd.daemon.notify import Notifier
 from labd.daemon.orders import engine_options, job_for
 from labd.daemon.pageprocess import PageProcess
 from labd.daemon.recovery import Recovery
+from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once, StatusFile
 from labd.drop import check_drop
 from labd.engine.client import Engine
@@ -89,14 +90,15 @@ class Daemon:
             rescan_s=settings.rescan,
             settle_s=settings.settle,
         )
-        self._campaigning = Campaigning(home, self._spool, self._archive, log)
+        self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
+        self._reporting = Reporting(home, self._spool, self._chores, log)
+        self._campaigning = Campaigning(home, self._spool, self._archive, self._reporting, log)
         self._endings = Endings(self._attempts, self._spool, self._archive, log)
         self._recovery = Recovery(self._attempts, self._spool, self._archive, self._engine, log)
         self._status = StatusFile(home.run_dir, self._say_once)
         self._page: PageProcess | None = None
         if page and settings.page.enabled:
             self._page = PageProcess(home.root, home.run_dir / "page.log", log)
-        self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
         self._notifier = Notifier(os.environ)
         self._cluster = Cluster(home.drained, log)
         self._dashboard_url = ""
@@ -175,7 +177,9 @@ class Daemon:
             self._status.write(self._facts(stopped=False))
         if self._page is not None:
             self._page.keep()
-        self._chores.turn()
+        done = self._chores.turn()
+        if not self._once:
+            self._reporting.turn(done, self._campaigning.goes_on)
 
     # --- observe
 
@@ -355,7 +359,7 @@ class Daemon:
             self._page.next_s if self._page is not None else float("inf"),
             now_s + self._notifier.due_in_s,
             self._chores.next_s,
-            *([] if self._once else [self._campaigning.next_s]),
+            *([] if self._once else [self._campaigning.next_s, self._reporting.next_s]),
         ]
         return max(0.001, min(times) - now_s)
 

@@ -47,10 +47,13 @@ _SIZE = re.compile(r'(<svg[^>]*?) width="[^"]*"| height="[^"]*"')
 
 def draw_usage(usage: Usage, since: datetime) -> dict[str, str]:
     """Give the pictures that there is data for, as SVG elements, by what they show."""
-    # Its import takes half a second, which text and JSON do without.
+    ended = any(any(counts) for counts in usage.ended.values())
+    drawn: dict[str, str] = {}
+    if not (ended or any(usage.tasks)):
+        return drawn
+    # Its import takes half a second.
     import matplotlib as mpl  # noqa: PLC0415
 
-    drawn: dict[str, str] = {}
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
@@ -58,7 +61,7 @@ def draw_usage(usage: Usage, since: datetime) -> dict[str, str]:
             drawn["tasks"] = _svg(_area(usage, since, usage.tasks, _A, "tasks running"), "t")
         if any(usage.gpus):
             drawn["gpus"] = _svg(_area(usage, since, usage.gpus, _B, "GPUs given to tasks"), "g")
-        if any(any(counts) for counts in usage.ended.values()):
+        if ended:
             drawn["ended"] = _svg(_bars(usage, since), "e")
     return drawn
 
