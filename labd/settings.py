@@ -443,6 +443,7 @@ class Home:
         self.spool = root / settings.spool
         self.results = root / settings.results
         self.templates = root / settings.templates
+        self.reports = root / "reports"
 
     @cached_property
     def inputs(self) -> tuple[Path, ...]:
@@ -451,11 +452,14 @@ class Home:
 
     @cached_property
     def forbidden(self) -> tuple[Path, ...]:
-        """What no command may name, nor a directory around it: spool, results and settings, links resolved.
+        """What no command may name, nor a directory around it: spool, results, reports and settings, links resolved.
 
         One place inside is let through by `labd.command`: below a single task's results.
         """
-        return tuple(path.resolve() for path in (self.spool, self.results, self.root / "config"))
+        return tuple(
+            path.resolve()
+            for path in (self.spool, self.results, self.reports, self.root / "config")
+        )
 
     @property
     def run_dir(self) -> Path:

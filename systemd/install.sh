@@ -12,6 +12,7 @@ venv=/opt/labd
 etc=/etc/labd
 units=/usr/local/lib/systemd/system
 services="labd.service labd-ray.service labd-node.service labd-page.service"
+others="labd.target labd-report.service labd-report.timer" # which end by themselves, or are no services
 python=${PYTHON:-/usr/bin/python3}
 
 die() {
@@ -57,7 +58,7 @@ install_packages() {
 
 install_files() {
     install -d "$units" /usr/local/bin /usr/local/lib/sysusers.d /usr/local/lib/tmpfiles.d "$venv/share/doc"
-    for unit in $services labd.target; do
+    for unit in $services $others; do
         install -m 644 "systemd/$unit" "$units/$unit"
     done
     if [ "$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')" -ge 254 ]; then
@@ -105,13 +106,13 @@ END
 uninstall() {
     if booted; then
         # shellcheck disable=SC2086 # the names are words
-        systemctl disable --now labd.target $services 2>/dev/null || true
+        systemctl disable --now $others $services 2>/dev/null || true
     fi
-    for unit in $services labd.target; do
+    for unit in $services $others; do
         rm -rf "${units:?}/$unit" "${units:?}/$unit.d"
     done
     rm -f /usr/local/lib/sysusers.d/labd.conf /usr/local/lib/tmpfiles.d/labd.conf /usr/local/bin/labd
-    rm -rf "$venv" /run/labd-ray
+    rm -rf "$venv" /run/labd-ray /var/cache/labd-report
     if booted; then systemctl daemon-reload; fi
     echo "labd: gone. Kept: $etc, /var/lib/labd, and the user labd."
 }

@@ -51,6 +51,7 @@ MAY_KNOW: dict[str, set[str]] = {
     | {
         "campaigns",
         "hooks",
+        "report",
         "task",
         "settings",
         "spool",
@@ -66,6 +67,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "recovering": GROUND | {"files", "lab"},
     "agenda": GROUND | {"lab", "campaigns"},
     "published": GROUND,
+    "report": FILES | {"task", "settings", "spool", "archive", "published", "campaigns"},
     "timeline": GROUND | {"lab"},
     "index": GROUND | {"lab", "spool", "task"},
     "trials": set(),
@@ -94,6 +96,7 @@ MAY_KNOW: dict[str, set[str]] = {
     | {
         "lab",
         "recovering",
+        "report",
         "follow",
         "task",
         "settings",

@@ -26,6 +26,7 @@ from labd.campaigns.firing import (
     adding,
     begin,
     decide,
+    reported_since,
     upcoming,
 )
 from labd.campaigns.load import (
@@ -55,5 +56,6 @@ __all__ = [
     "BoundedLines", "Campaign", "Capacity", "Decision", "Draft", "Endpoints", "Intensity", "Lab", "Level", "Library", "Load", "Memory", "Note",
     "Outcome", "Profile", "Queue", "Remembered", "Room", "Step", "Thresholds", "adding", "arms_of", "begin", "classify",
     "decide", "draft_name", "drafts", "endpoints_of", "expected_gpu_hours", "fill", "learn", "load_of", "outcome_from_json",
-    "outcome_of", "parse_campaign", "part_of_day", "read_campaign", "read_domains", "seed_for", "shares_of", "submit", "upcoming",
+    "outcome_of", "parse_campaign", "part_of_day", "read_campaign", "read_domains", "reported_since", "seed_for", "shares_of",
+    "submit", "upcoming",
 ]  # fmt: skip

@@ -157,6 +157,24 @@ def upcoming(campaign: Campaign, now: datetime, count: int = 1) -> list[tuple[da
     return sorted(found, key=lambda one: one[0])
 
 
+def reported_since(campaign: Campaign, step: str, at: datetime) -> datetime:
+    """Give from when on a step's report tells: the campaign's first firing after the report before, and else the step's own.
+
+    Args:
+        campaign: whose report it is.
+        step: the name of the step that fires.
+        at: the instant at which it does.
+
+    """
+    own = campaign.step(step)
+    if own is None or own.cron is None:
+        return at
+    before = last_firing(own.cron, campaign.zone, at - timedelta(seconds=1))
+    others = [one.cron for one in campaign.steps if one.cron and one.name != step]
+    firsts = [next(firings(cron, campaign.zone, before), at) for cron in others]
+    return min([at, *firsts])
+
+
 def adding(campaign: Campaign, now: datetime) -> bool:
     """Say whether an adaptive campaign may add tasks now: in its time, and not after its step that winds down."""
     spec = campaign.spec

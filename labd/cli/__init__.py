@@ -11,7 +11,17 @@ from labd.errors import LabdError
 
 # `labd --help` lists commands in this order.
 # isort: off
-from labd.cli import tasks, recover, campaigns, retention, machines, experiments, service, notify  # noqa: F401
+from labd.cli import (  # noqa: F401
+    tasks,
+    recover,
+    campaigns,
+    report,
+    retention,
+    machines,
+    experiments,
+    service,
+    notify,
+)
 
 # isort: on
 

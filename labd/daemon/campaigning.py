@@ -42,8 +42,9 @@ from labd.campaigns import (
     submit,
     upcoming,
 )
-from labd.clock import to_iso
+from labd.clock import from_iso, to_iso
 from labd.daemon.loads import Loads, SeenNode
+from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once
 from labd.errors import ConfigError, LabdError, TaskFileError
 from labd.log import Logger
@@ -84,8 +85,11 @@ class _Kept:
 class Campaigning:
     """The campaigns of one daemon. `turn` is cheap where nothing is due."""
 
-    def __init__(self, home: Home, spool: Spool, archive: Archive, log: Logger) -> None:
+    def __init__(
+        self, home: Home, spool: Spool, archive: Archive, reporting: Reporting, log: Logger
+    ) -> None:
         self._home, self._spool, self._archive, self._log = home, spool, archive, log
+        self._reporting = reporting
         self._once = Once(log)
         self._library = Library(home.campaigns)
         self._remembered = Remembered(home.run_dir / MEMORY)
@@ -147,6 +151,14 @@ class Campaigning:
             self._to_learn.extend(ids)
             self.soon()
 
+    def goes_on(self, name: str) -> bool:
+        """Say whether more tasks of a campaign are to come soon: of a firing that is open, or of the adaptive queue in its time."""
+        campaign, memory = self._library.campaigns.get(name), self._kept.memories.get(name)
+        if campaign is None or not campaign.spec.enabled:
+            return False
+        now = datetime.fromtimestamp(time.time(), UTC)
+        return bool(memory and memory.opened) or adding(campaign, now)
+
     def facts(self) -> dict[str, Any]:
         """Give what readers may know: what is wrong with files."""
         return {"problems": dict(self._library.problems)}
@@ -201,10 +213,18 @@ class Campaigning:
                 put=self._spool.put,
             )
             changed += [draft.name for draft in decision.drafts if draft.id in ids]
+        self._make_reports_due(campaign, decision.notes)
         self._kept.memories[campaign.name] = decision.memory
         self._remembered.write(self._kept.memories)
         self._say(decision.notes)
         return changed
+
+    def _make_reports_due(self, campaign: Campaign, notes: Sequence[Note]) -> None:
+        """Have the reports written that firings make due: on the disk before the firings are, as all that comes of them."""
+        for note in notes:
+            if note.event == "campaign.fired" and note.facts["report"]:
+                at = from_iso(str(note.facts["instant"]))
+                self._reporting.due(campaign, str(note.facts["step"]), at)
 
     def _cancel_waiting(self, campaign: Campaign) -> list[str]:
         """Cancel what waits of a campaign; only what says in its file that it is of this one."""

@@ -25,6 +25,7 @@ from labd.daemon.orders import engine_options, job_for
 from labd.daemon.overseer import Overseer
 from labd.daemon.pageprocess import PageProcess
 from labd.daemon.recovery import Recovery
+from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once, StatusFile
 from labd.drop import check_drop
 from labd.engine.client import Engine
@@ -96,7 +97,9 @@ class Daemon:
             rescan_s=settings.rescan,
             settle_s=settings.settle,
         )
-        self._campaigning = Campaigning(home, self._spool, self._archive, log)
+        self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
+        self._reporting = Reporting(home, self._spool, self._chores, log, announcing=announcing)
+        self._campaigning = Campaigning(home, self._spool, self._archive, self._reporting, log)
         self._endings = Endings(
             self._attempts, self._spool, self._archive, log, announcing=announcing
         )
@@ -117,7 +120,6 @@ class Daemon:
         self._page: PageProcess | None = None
         if page and settings.page.enabled:
             self._page = PageProcess(home.root, home.run_dir / "page.log", log)
-        self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
         # The last one is what `labd run` gives the daemon that it starts.
         logs = [home.run_dir / f"{name}.log" for name in ("engine", "page", "daemon")]
         self._hygiene = Hygiene(home, self._chores, log, logs)
@@ -200,9 +202,10 @@ class Daemon:
             self._status.write(self._facts(stopped=False))
         if self._page is not None:
             self._page.keep()
-        self._chores.turn()
+        done = self._chores.turn()
         if not self._once:
             self._hygiene.turn()
+            self._reporting.turn(done, self._campaigning.goes_on)
 
     # --- observe
 
@@ -383,7 +386,7 @@ class Daemon:
             now_s + self._notifier.due_in_s,
             self._chores.next_s,
             self._hygiene.next_s,
-            *([] if self._once else [self._campaigning.next_s]),
+            *([] if self._once else [self._campaigning.next_s, self._reporting.next_s]),
         ]
         return max(0.001, min(times) - now_s)
 

@@ -44,6 +44,20 @@ def test_a_member_of_the_group_drops_a_task_and_finds_its_results(lab: Installed
     assert "adduser" in lab.labd("list", user="eve")
 
 
+def test_the_weekly_report_is_written_for_the_group_and_its_timer_is_on(lab: Installed) -> None:
+    lab.start()
+    lab.drop("told", "echo hello")
+    lab.wait("told", "done")
+    lab.box.run("systemctl", "start", "labd-report.service")
+    [name] = lab.box.sh("ls /var/lib/labd/reports").split()
+    page = lab.box.run("cat", f"/var/lib/labd/reports/{name}", user="bob").stdout
+    assert "What the lab did" in page
+    assert "<svg" in page
+    assert lab.box.run("ls", "/var/lib/labd/reports", user="eve", check=False).returncode != 0
+    lab.box.run("systemctl", "start", "labd.target")
+    assert "labd-report.timer" in lab.box.sh("systemctl list-timers --no-legend labd-report.timer")
+
+
 def test_the_doctor_is_content_with_what_was_installed(lab: Installed) -> None:
     lab.start()
     nodes = wait_until(lambda: [n for n in lab.nodes() if n["machine"]], 60, "what it is")
@@ -232,4 +246,5 @@ def test_uninstalling_leaves_settings_tasks_and_results(lab: Installed) -> None:
     assert lab.box.sh(kept) == before
     assert not lab.box.exists("/opt/labd")
     assert lab.box.run("systemctl", "status", "labd", check=False).returncode == 4
+    assert lab.box.sh("systemctl list-unit-files --no-legend 'labd*' || true") == ""
     assert lab.box.sh("pgrep -u labd || true") == ""
