@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from labd.campaigns import (
@@ -205,6 +205,7 @@ def test_an_hourly_line_misses_no_hour_and_doubles_none_on_either_edge() -> None
     st.sampled_from(["2026-03-28T20:00+01:00", "2026-10-24T20:00+02:00", "2026-07-04T20:00+02:00"]),
     st.integers(0, 24 * 3600),
 )  # fmt: skip
+@example("30 2 * * *", "2026-10-24T20:00+02:00", 36_000)
 def test_the_last_firing_is_the_last_of_all_that_came(cron: str, start: str, seconds: int) -> None:
     began = local(start) - timedelta(days=9)
     now = local(start) + timedelta(seconds=seconds)

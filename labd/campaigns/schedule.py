@@ -59,4 +59,10 @@ def last_firing(cron: str, zone: ZoneInfo, now: datetime) -> datetime:
     if found.year > 1:
         return found
     start = (now - _NEAR).astimezone(zone).replace(microsecond=0) + timedelta(seconds=1)
-    return next(CronSim(cron, start, reverse=True)).astimezone(UTC)
+    found = next(CronSim(cron, start, reverse=True)).astimezone(UTC)
+    # Backwards from within the hour that comes twice, its first showing is passed over: forwards from there it is not.
+    for instant in firings(cron, zone, found):
+        if instant > now:
+            break
+        found = instant
+    return found
