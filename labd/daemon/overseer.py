@@ -153,7 +153,8 @@ class Overseer:
         if verdict.recovery == "end_run":
             key = _key(active)
             self._standings[key] = told_to_end(self._standing(active, now_s), now_s)
-            self._said[key] = f"was stuck: {verdict.evidence[0]}; its runs were ended"
+            stuck = f"was stuck: {verdict.evidence[0]}; its runs were ended"
+            self._said[key] = stuck if by == "rule" else "its runs were ended by hand"
             self._engine.end_runs(active.task_id, active.attempt)
         else:
             # Whether it is tried again is for its end to say, by the same count.

@@ -16,7 +16,7 @@ Recovery = Literal["end_run", "retry", "fail"]
 WORK_SHARE = 0.01
 """Of one CPU, over the time between two looks: less, for what the worker has started, is waiting and not working."""
 OWN_SHARE = 0.05
-"""The same for the worker itself, which talks to the lab all the time: some 0.02 of a CPU where its run sleeps, measured."""
+"""The same for the worker itself, which talks to the lab all the time: 0.01 to 0.02 of a CPU while its run sleeps (Ray 2.60, measured)."""
 OWN_SHARE_PER_RUN = 0.1
 """More of that for each run under way: measuring it may take a tenth of the time (see `labd.sandbox.supervise`)."""
 GPU_SHARE = 0.01
