@@ -29,6 +29,7 @@ from labd.command.places import LOCK, Fence
 from labd.command.run import Attempt, Report, limits_of, run_command
 from labd.errors import TaskFileError
 from labd.files import locked
+from labd.packing import archived, pack
 from labd.settings import Home, load_home
 from labd.task import parse_task
 from tests.boxes import ACCEPTED_GAPS, make_sandbox
@@ -480,6 +481,17 @@ def test_a_later_attempt_finds_the_files_and_the_last_five_logs_stay(lab: Lab) -
     names = sorted(path.name for path in (lab.home.results / "x").iterdir())
     assert names == [".lock", "files", *(f"log.attempt-{n}.txt" for n in range(3, 8)), "log.txt", "result.json"]  # fmt: skip
     assert (lab.home.results / "x" / "log.attempt-4.txt").read_text() == "1\n2\n3\n4\n"
+
+
+@pytest.mark.sandbox
+def test_files_that_were_compressed_meanwhile_are_there_for_a_later_attempt(lab: Lab) -> None:
+    lab.run("echo kept > a")
+    pack(lab.home.results / "x", "files")
+    named = lab.refused(run="true", inputs={"first": str(lab.files() / "a")})
+    assert "its task's files are compressed: `labd unpack x`" in named
+    assert lab.run("cat a", attempt=2)["outcome"] == "done"
+    assert lab.log() == "kept\n"
+    assert archived(lab.home.results / "x") == []
 
 
 @pytest.mark.sandbox
