@@ -57,9 +57,9 @@ def make_guessing(root: Path) -> Path:
 
 
 class StudyLab:
-    """A lab with an endpoint and the template `guessing`."""
+    """A lab with endpoints and the template `guessing`."""
 
-    def __init__(self, root: Path, url: str, *, slots: int = 2, **settings: Any) -> None:
+    def __init__(self, root: Path, *urls: str, slots: int = 2, **settings: Any) -> None:
         self.root = root
         self.spool, self.archive = Spool(root / "spool"), Archive(root / "results")
         write_settings(
@@ -68,7 +68,10 @@ class StudyLab:
                 "ray": {"num_cpus": 2, "dashboard": False},
                 "min_free_bytes": 2**20,
                 "llm": {"discover": False, "num_ctx": 8192},
-                "endpoints": [{"name": "one", "url": url, "slots": slots, "max_loaded": 50}],
+                "endpoints": [
+                    {"name": f"at-{number}", "url": url, "slots": slots, "max_loaded": 50}
+                    for number, url in enumerate(urls, start=1)
+                ],
                 **settings,
             },
         )

@@ -27,8 +27,8 @@ from tests.factories import PARABOLA, make_template, parabola_space, task_text
 from tests.syscalls import Call
 
 WHOLE = "LABD_TORTURE" in os.environ
-EVERY_KIND = 1 if WHOLE else 16
-EVERY_KIND_OF_TRIAL = 1 if WHOLE else 8
+EVERY_KIND = 1 if WHOLE else 32
+EVERY_KIND_OF_TRIAL = 1 if WHOLE else 16
 """Each attempt's process tries the sandbox in a directory of its own; most of a command's calls are about that."""
 TORN: tuple[Torn | None, ...] = ("half", "most", None) if WHOLE else ("half",)
 PAPER = ("paper.md", "paper.tex", "paper.html", "paper.pdf", "paper.numbers.json")

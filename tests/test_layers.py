@@ -117,29 +117,28 @@ MAY_KNOW: dict[str, set[str]] = {
 }
 
 
-@cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
 def room(path: Path) -> str:
     relative = path.relative_to(PACKAGE)
     return relative.parts[0].removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> set[str]:
-    rooms: set[str] = set()
-    for node in ast.walk(tree_of(path)):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.split(".")[0] == "labd"
-        ):
-            inside = node.module.split(".")[1:]
-            rooms |= {inside[0]} if inside else {alias.name for alias in node.names}
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """Give the dotted names that a module imports, or imports from."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= set(whole) if node.module == "labd" else {node.module}
         elif isinstance(node, ast.Import):
-            rooms |= {a.name.split(".")[1] for a in node.names if a.name.startswith("labd.")}
-    return rooms - {"__version__"}
+            found |= {alias.name for alias in node.names}
+    return frozenset(found)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported(path) if name.startswith("labd.")} - {
+        "__version__"
+    }
 
 
 MODULES = [
@@ -175,16 +174,9 @@ def test_a_room_imports_only_what_it_may_know(path: Path) -> None:
     ],
 )
 def test_a_library_is_used_in_its_room_only(library: str, rooms: set[str]) -> None:
-    users = set()
-    for path in MODULES:
-        for node in ast.walk(tree_of(path)):
-            names = (
-                [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else [a.name for a in node.names]
-                if isinstance(node, ast.Import)
-                else []
-            )
-            if any(name.split(".")[0] == library for name in names):
-                users.add(room(path))
+    users = {
+        room(path)
+        for path in MODULES
+        if any(name.split(".")[0] == library for name in imported(path))
+    }
     assert users <= rooms

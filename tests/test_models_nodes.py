@@ -91,14 +91,11 @@ def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[ExitStack]:
         yield stack
 
 
-def started(stack: ExitStack, tmp_path: Path, host: Host = LOOPBACK, **env: str) -> RayService:
-    service = RayService(tmp_path, host=host)
-    stack.callback(service.remove)
+def allowed_into(stack: ExitStack, service: RayService) -> None:
+    """Let what the test starts into a Ray that is up."""
     patch = stack.enter_context(pytest.MonkeyPatch.context())
     for name, value in service.env.items():
         patch.setenv(name, value)
-    service.start(**env)
-    return service
 
 
 def lab_on(stack: ExitStack, home: Path, service: RayService, host: Host = LOOPBACK) -> NodesLab:
@@ -119,12 +116,52 @@ def loaded(server: RunningServer) -> list[str]:
     return [model["name"] for model in server.get("/api/ps")["models"]]
 
 
-def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
-    stack: ExitStack, tmp_path: Path
+class TwoNodes:
+    """A Ray that is a service, with one more node; each has an Ollama of its own, and the far one has a key too."""
+
+    def __init__(self, service: RayService, here: RunningServer, far: RunningServer) -> None:
+        self.service, self.here, self.far = service, here, far
+        self.node = self.join()
+
+    def join(self) -> subprocess.Popen[bytes]:
+        return self.service.add_node(num_gpus=1, OLLAMA_HOST=own_host(self.far), FAR_KEY="secret")
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    """One such Ray for all tests on the loopback, which leave it as it was: it takes many seconds to start."""
+    with ExitStack() as stack:
+        here, far = (stack.enter_context(running_ollama(ALPHA)) for _ in range(2))
+        service = RayService(tmp_path_factory.mktemp("ray"))
+        stack.callback(service.remove)
+        service.start(OLLAMA_HOST=own_host(here))
+        yield TwoNodes(service, here, far)
+
+
+def test_what_only_its_own_node_can_reach_is_looked_at_and_changed_by_tasks_there(
+    stack: ExitStack, two_nodes: TwoNodes
 ) -> None:
-    here, far = (stack.enter_context(running_ollama(ALPHA)) for _ in range(2))
-    service = started(stack, tmp_path, OLLAMA_HOST=own_host(here))
-    node = service.add_node(num_gpus=1, OLLAMA_HOST=own_host(far))
+    allowed_into(stack, two_nodes.service)
+    far, address = two_nodes.far, two_nodes.service.address
+    before = far.total("loads"), far.total("unloads")
+    driver = [sys.executable, "-m", "tests.nodehands", address, far.url, "FAR_KEY"]
+    done = subprocess.run(driver, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "direct": "misconfigured",
+        "before": [],
+        "after": ["alpha:latest"],
+        "at_last": [],
+        "error": "ModelMissing",
+    }
+    assert (far.total("loads") - before[0], far.total("unloads") - before[1]) == (1, 1)
+
+
+def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
+    stack: ExitStack, tmp_path: Path, two_nodes: TwoNodes
+) -> None:
+    service, here, far = two_nodes.service, two_nodes.here, two_nodes.far
+    allowed_into(stack, service)
     load(far)
     lab = lab_on(stack, tmp_path / "home", service)
 
@@ -144,32 +181,14 @@ def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
     asked = {json.loads(line)["provenance"]["endpoint"] for line in output}
     assert asked == {machine["name"] for machine in found.values()}
 
-    service.end_node(node)
+    service.end_node(two_nodes.node)
     assert list(lab.wait_nodes(1)) == [True]
     load(far)
-    service.add_node(num_gpus=1, OLLAMA_HOST=own_host(far))
+    two_nodes.node = two_nodes.join()
     assert lab.run_on_gpu("train-again") == []  # before anybody has seen what is on the new node
     [endpoint] = lab.wait_nodes(2)[False]["endpoints"]
     assert endpoint["url"] == far.url
-
-
-def test_what_only_its_own_node_can_reach_is_looked_at_and_changed_by_tasks_there(
-    stack: ExitStack, tmp_path: Path
-) -> None:
-    far = stack.enter_context(running_ollama(ALPHA))
-    service = started(stack, tmp_path)
-    service.add_node(FAR_KEY="secret")
-    driver = [sys.executable, "-m", "tests.nodehands", service.address, far.url, "FAR_KEY"]
-    done = subprocess.run(driver, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {
-        "direct": "misconfigured",
-        "before": [],
-        "after": ["alpha:latest"],
-        "at_last": [],
-        "error": "ModelMissing",
-    }
-    assert far.total("loads") == far.total("unloads") == 1
+    assert loaded(far) == []
 
 
 @pytest.mark.skipif(bool(why_no_hosts()), reason=why_no_hosts() or "there can be")
@@ -180,7 +199,10 @@ def test_an_ollama_on_a_loopback_is_for_its_own_host_and_still_makes_room(
     for host in (ours, theirs):
         server = running_ollama(ALPHA, "--port=11434", enter=host.enter)
         stack.enter_context(server)
-    service = started(stack, tmp_path, ours)
+    service = RayService(tmp_path, host=ours)
+    stack.callback(service.remove)
+    allowed_into(stack, service)
+    service.start()
     service.add_node(num_gpus=1, host=theirs)
     theirs.get("http://127.0.0.1:11434/api/generate", LOAD)
     lab = lab_on(stack, tmp_path / "home", service, ours)

@@ -2,9 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -50,49 +49,43 @@ def reply(messages, schema, role_hint):
 """
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Callable[..., StudyLab]]:
-    """Start a scripted endpoint and a daemon that knows it; give the lab."""
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StudyLab]:
+    """One lab with its daemon, and with two scripted endpoints: of the weak models, and of a good one."""
+    root = tmp_path_factory.mktemp("lab")
+    script = root / "good.py"
+    script.write_text(GOOD_EDIT)
+    common = ("--max-loaded=50", "--num-parallel=2")
     with ExitStack() as stack:
-
-        def start(*arguments: str) -> StudyLab:
-            node = stack.enter_context(
-                running_scripted("--max-loaded=50", "--num-parallel=2", *arguments)
-            )
-            the_lab = StudyLab(tmp_path, node.url)
-            daemon = DaemonProcess(tmp_path)
-            stack.callback(daemon.kill_everything)
-            return the_lab
-
-        yield start
+        models = (f"--model={name}" for name in (*WEAK, *MORE_WEAK))
+        weak = stack.enter_context(running_scripted(*common, "--behaviour=named", *models))
+        good = stack.enter_context(running_scripted(*common, f"--script={script}", "--model=good"))
+        the_lab = StudyLab(root, weak.url, good.url)
+        daemon = DaemonProcess(root)
+        stack.callback(daemon.kill_everything)
+        yield the_lab
 
 
-def test_whatever_a_model_answers_its_task_ends_with_a_true_paper(
-    lab: Callable[..., StudyLab],
-) -> None:
+def test_whatever_a_model_answers_its_task_ends_with_a_true_paper(lab: StudyLab) -> None:
     names = (*WEAK, *(MORE_WEAK if TORTURE else ()))
-    weak = lab("--behaviour=named", *(f"--model={name}" for name in names))
     for name in names:
-        weak.drop(name, name)
-    ends = weak.wait(names, 1000 if TORTURE else 200)
-    errors = {name: weak.result(name).get("error") for name in names}
+        lab.drop(name, name)
+    ends = lab.wait(names, 1000 if TORTURE else 200)
+    errors = {name: lab.result(name).get("error") for name in names}
     assert ends == dict.fromkeys(names, State.DONE), errors
-    faults = {name: audit(weak.archive.directory(name)) for name in names}
+    faults = {name: audit(lab.archive.directory(name)) for name in names}
     assert faults == {name: [] for name in names}
 
 
 def test_a_model_with_a_good_change_of_digits_ends_in_a_paper_that_reports_it(
-    tmp_path: Path, lab: Callable[..., StudyLab]
+    lab: StudyLab,
 ) -> None:
-    script = tmp_path / "good.py"
-    script.write_text(GOOD_EDIT)
-    good = lab(f"--script={script}", "--model=good")
-    good.drop("digits", "good", template="digits", max_runs=1, num_reviews=0, num_cpus=2)
-    assert good.wait(["digits"], 200) == {"digits": State.DONE}, good.result("digits")["error"]
-    claim = good.result("digits")["research"]["claim"]
+    lab.drop("digits", "good", template="digits", max_runs=1, num_reviews=0, num_cpus=2)
+    assert lab.wait(["digits"], 200) == {"digits": State.DONE}, lab.result("digits")["error"]
+    claim = lab.result("digits")["research"]["claim"]
     assert claim["verdict"] == "improved"
     assert claim["difference_low"] > 0
-    results = good.archive.directory("digits")
+    results = lab.archive.directory("digits")
     assert audit(results) == []
     shown = {
         n["path"]: n["shown"] for n in json.loads((results / "paper.numbers.json").read_text())
