@@ -375,7 +375,7 @@ def hostile_report(lab: ReportLab) -> Report:
         model="m",
     )
     lab.put(f"{name}2", State.FAILED, events=failed(HOSTILE, HOSTILE))
-    lab.put("bytes\udcff", State.FAILED, events=failed("x"))
+    lab.put("bytes\udcff", result={"research": {"claim": {"verdict": "worse"}}}, papers=("paper.pdf",))
     lab.put("junk", result={"research": {"claim": {"verdict": HOSTILE}}})
     told = {"event": HOSTILE, "at": ago(1), "campaign": HOSTILE, "arm": HOSTILE, "why": HOSTILE}
     added = {**told, "event": "campaign.added"}
@@ -401,8 +401,8 @@ def test_no_text_of_a_task_gets_out_of_its_place_in_markdown_or_a_terminal(lab: 
     assert [c for c in text if not (c.isprintable() or c == "\n")] == []
     parts = list(_parts(json.loads(pypandoc.convert_text(text, "json", format="gfm"))))
     assert not {"RawInline", "RawBlock", "Image", "Emph"} & {part["t"] for part in parts}
-    [link] = [part for part in parts if part["t"] == "Link"]
-    assert link["c"][2][0].startswith("../results/a%60b%7Cc")
+    led = sorted(part["c"][2][0] for part in parts if part["t"] == "Link")
+    assert [target[:20] for target in led] == ["../results/a%60b%7Cc", "../results/bytes%FF/"]
     assert render(lab.report(), Format.JSON, links()).isascii()
 
 

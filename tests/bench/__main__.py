@@ -19,6 +19,7 @@ NAMES = (
     "research",
     "page",
     "soak",
+    "report",
 )
 
 
