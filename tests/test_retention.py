@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -218,6 +219,30 @@ def test_what_is_no_file_is_not_packed_and_nothing_is_removed(tmp_path: Path) ->
     with pytest.raises(StorageError, match="runs/pipe: is no file, directory or link"):
         pack(tmp_path, "runs")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_file_that_changes_meanwhile_is_not_packed_and_nothing_is_removed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "runs").mkdir()
+    path, over = tmp_path / "runs" / "changing", threading.Event()
+    path.write_bytes(bytes(16 * 2**20))
+
+    def change() -> None:
+        with path.open("r+b", buffering=0) as file:
+            while not over.is_set():
+                file.seek(0)
+                file.write(os.urandom(8))
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        with pytest.raises(StorageError, match="does not hold what was put into it"):
+            pack(tmp_path, "runs")
+    finally:
+        over.set()
+        thread.join()
+    assert [found.name for found in tmp_path.rglob("*")] == ["runs", "changing"]
 
 
 def test_a_link_in_place_of_the_directory_is_not_followed(tmp_path: Path) -> None:
