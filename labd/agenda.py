@@ -1,5 +1,6 @@
 """What campaigns will do, did last, and why: for readers who look again and again. Files only; decides nothing."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +36,8 @@ _SHOWN_DECISIONS = 40
 _TAIL_BYTES = 256 * 1024
 _FIRINGS = 2
 _MAX_ARMS = 50
+_LEARN_EVERY_S = 60.0
+"""Of the 20,000 outcomes that are kept, reading and learning takes half a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +100,9 @@ class Agenda:
 class AgendaReader:
     """Reads the agenda of a lab; what has not changed is not read again. For one thread."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, *, learn_every_s: float = _LEARN_EVERY_S) -> None:
         home = lab.home
+        self._learn_every_s, self._learnt_s = learn_every_s, float("-inf")
         self._library = Library(home.campaigns)
         self._remembered = Remembered(home.run_dir / MEMORY)
         self._decisions = BoundedLines(home.run_dir / DECISIONS)
@@ -133,6 +137,9 @@ class AgendaReader:
         return Agenda(tuple(plans), tuple(reversed(decisions[-_SHOWN_DECISIONS:])))
 
     def _learnt(self) -> dict[str, Profile]:
+        if time.monotonic() - self._learnt_s < self._learn_every_s:
+            return self._profiles
+        self._learnt_s = time.monotonic()
         version = [_version(path) for path in self._learnt_from]
         if version != self._version:
             read = (outcome_from_json(one) for one in self._outcomes.read())

@@ -17,7 +17,7 @@ from tests.campaign_scene import NOW, put_campaigns
 @pytest.fixture
 def reader(home: Home) -> AgendaReader:
     put_campaigns(home, NOW)
-    return AgendaReader(Lab(home))
+    return AgendaReader(Lab(home), learn_every_s=0.0)
 
 
 def test_each_campaign_is_told_with_what_comes_what_was_last_and_what_is_open(

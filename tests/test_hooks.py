@@ -49,7 +49,9 @@ def script(root: Path, body: str, name: str = "tell") -> list[str]:
 def told(root: Path) -> list[dict[str, Any]]:
     """Give the messages that a script has put into the file `told`, one a line."""
     path = root / "told"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    # A long one comes in pieces; the last line is whole when it has its end.
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def has_ended(pid: int) -> bool:

@@ -302,7 +302,8 @@ def test_campaigns_are_shown_with_their_firings_their_mix_and_what_was_decided(
         "payoff 0.90 after 6 tasks",
     ):
         assert told in re.sub(r"\s+", " ", plain)
-    assert "> cy<" not in shown
+    assert "<b>ada</b>" in shown
+    assert "<b>cy</b>" not in shown
 
 
 def test_filters_take_every_word_and_every_key(home: Home) -> None:

@@ -157,19 +157,17 @@ class BoundedLines:
         return self._path.with_suffix(".old"), self._path
 
     def read(self, last_bytes: int | None = None) -> list[dict[str, Any]]:
-        """Give what is kept, or the end of it, oldest first; lines that can't be read are left out."""
+        """Give what is kept, or the last so many bytes of each file, oldest first; what is no whole line is left out."""
         found: list[dict[str, Any]] = []
         for path in self.paths:
             try:
                 with path.open("rb") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    cut = last_bytes is not None and size > last_bytes
-                    if last_bytes is not None and cut:
-                        file.seek(size - last_bytes)
+                    if last_bytes is not None:
+                        file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
                     lines = file.read().splitlines()
             except OSError:
                 continue
-            for line in lines[1:] if cut else lines:
+            for line in lines:
                 try:
                     record = json.loads(line)
                 except ValueError:
