@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from labd import worker
+from labd.engine.probe import facts_of_this_node
+from labd.engine.remote import SCRATCH_VARIABLE
 from labd.errors import MoveRefused
 from labd.lab import Lab as People
 from labd.limits import TaskLimits
@@ -333,7 +335,7 @@ def signs_of(directory: Path) -> dict[str, Any]:
 
 @pytest.mark.sandbox
 def test_a_silent_computation_uses_cpu_a_stopped_worker_says_nothing_and_can_be_killed(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab, signs = CommandLab(tmp_path), tmp_path / "signs"
     job = lab.job(lab.text(run="exec 3>file; while :; do echo >&3; done"))
@@ -341,6 +343,16 @@ def test_a_silent_computation_uses_cpu_a_stopped_worker_says_nothing_and_can_be_
         wait_until(lambda: signs_of(signs)["work_cpu_s"] > 0.2, 30, "CPU time")
         first = signs_of(signs)
         assert first["written_bytes"] > 0
+        assert set(first) == {f.name for f in fields(Signs)} - {"at_s"} | {"task_id", "attempt"}
+        monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path.parent))
+        node = {
+            "lab": tmp_path.name,
+            "lock_path": str(tmp_path / "engine.lock"),
+            "worker": {"sandbox": SANDBOX, "results": str(tmp_path)},
+        }
+        for away in (False, True):
+            told = facts_of_this_node(node, away)
+            assert [(one["task_id"], one["attempt"]) for one in told["attempts"]] == [("x", 1)]
         assert (first["task_id"], first["attempt"], first["asks"]) == ("x", 1, 0)
         wait_until(lambda: signs_of(signs)["beats"] > first["beats"], 30, "a beat")
         below = psutil.Process(process.pid).children(recursive=True)
