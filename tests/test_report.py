@@ -375,7 +375,9 @@ def hostile_report(lab: ReportLab) -> Report:
         model="m",
     )
     lab.put(f"{name}2", State.FAILED, events=failed(HOSTILE, HOSTILE))
-    lab.put("bytes\udcff", result={"research": {"claim": {"verdict": "worse"}}}, papers=("paper.pdf",))
+    lab.put(
+        "bytes\udcff", result={"research": {"claim": {"verdict": "worse"}}}, papers=("paper.pdf",)
+    )
     lab.put("junk", result={"research": {"claim": {"verdict": HOSTILE}}})
     told = {"event": HOSTILE, "at": ago(1), "campaign": HOSTILE, "arm": HOSTILE, "why": HOSTILE}
     added = {**told, "event": "campaign.added"}

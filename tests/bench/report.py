@@ -12,11 +12,14 @@ from labd.task import State
 from tests.reportlab import ReportLab, claimed, ended, failed
 from tests.studies import studies
 
+
 def main(*, small: bool = False) -> bool:
     """Print the table; give whether each report was written."""
     count = 500 if small else 10_000
     written = True
-    print("| tasks | of them studies | form | seconds | of a CPU | MiB at most |\n|---|---|---|---|---|---|")
+    print(
+        "| tasks | of them studies | form | seconds | of a CPU | MiB at most |\n|---|---|---|---|---|---|"
+    )
     for each in (0, 10):
         with tempfile.TemporaryDirectory() as made:
             lab = ReportLab(Path(made))
@@ -33,7 +36,9 @@ def _fill(lab: ReportLab, count: int, each: int) -> None:
             lab.put(f"s{number}", result=study, papers=("paper.pdf",), researcher="llm", model="m")
         elif number % 20 == 1:
             events = failed(f"exit code 1 after {number} s")
-            lab.put(f"c{number}", State.FAILED, events=events, kind="command", run="x", template=None)
+            lab.put(
+                f"c{number}", State.FAILED, events=events, kind="command", run="x", template=None
+            )
         else:
             events = [claimed(number % 160 + 2, num_gpus=1), ended("done", number % 160 + 1)]
             lab.put(f"c{number}", events=events, kind="command", run="x", template=None)
@@ -41,7 +46,15 @@ def _fill(lab: ReportLab, count: int, each: int) -> None:
 
 def _measured(lab: ReportLab, form: str, count: int, studied: int) -> bool:
     output = lab.home.root / f"report.{form}"
-    command = [sys.executable, "-m", "labd.cli", "--home", str(lab.home.root), "report", "--output"]
+    command = [
+        sys.executable,
+        "-m",
+        "labd.cli",
+        "--home",
+        str(lab.home.root),
+        "report",
+        "--output",
+    ]
     began_s, cpu_s = time.perf_counter(), _cpu_s()
     subprocess.run([*command, str(output)], check=True, stderr=subprocess.DEVNULL)
     took_s, cpu_s = time.perf_counter() - began_s, _cpu_s() - cpu_s
