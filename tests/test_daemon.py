@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from labd.archive import Archive
+from labd.campaigns import MEMORY, Memory, Remembered
 from labd.spool import Spool
 from labd.task import State
 from tests.factories import PARABOLA, make_template, parabola_space, task_text, write_settings
@@ -103,6 +105,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveLab, Dae
         "nan", METRICS + "(out / 'metrics.json').write_text('{\"metrics\": {\"score\": NaN}}')"
     )
     the_lab.template("sleeping", SLEEP, time_limit="10m")
+    # An earlier daemon has seen the campaign of `CAMPAIGN`, whose file comes later.
+    seen = Memory(dict.fromkeys(("work", "end"), CAMPAIGN_AT - timedelta(hours=1)))
+    Remembered(the_lab.home.run_dir / MEMORY).write({"weekend": seen})
     process = DaemonProcess(the_lab.home.root)
     process.wait_ready()
     yield the_lab, process
@@ -110,6 +115,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveLab, Dae
     assert unbounded(the_lab.home.run_dir) == [], "it wrote what docs/operations.md does not know"
     assert process.stop() == 0
     process.kill_everything()
+
+
+CAMPAIGN_AT = (datetime.now(UTC) - timedelta(minutes=20)).replace(second=0, microsecond=0)
+CAMPAIGN = f"""
+enabled: true
+task: {{researcher: sweep, max_runs: 4, num_seeds: 10}}
+matrix: {{template: [tiny, crashing]}}
+steps:
+  work: {{schedule: "{CAMPAIGN_AT.minute} {CAMPAIGN_AT.hour} * * *"}}
+  end: {{schedule: "{CAMPAIGN_AT.minute} {CAMPAIGN_AT.hour} * * *", matrix: {{}}, report: true}}
+"""
 
 
 def test_a_dropped_file_becomes_a_paper(lab: tuple[LiveLab, DaemonProcess]) -> None:
@@ -439,3 +455,42 @@ def test_on_a_full_disk_tasks_fail_or_wait_with_a_reason_and_the_daemon_lives(
     assert process.said("claiming.resumed")
     os.kill(process.process.pid, signal.SIGTERM)
     assert process.process.wait(30) == 0
+
+
+def test_a_campaign_that_was_missed_runs_and_its_report_tells_what_came_of_it(
+    lab: tuple[LiveLab, DaemonProcess],
+) -> None:
+    the_lab, _ = lab
+    file = the_lab.home.campaigns / "weekend.yaml"
+    file.parent.mkdir()
+    file.write_text(CAMPAIGN)
+    task = f"weekend--work--{CAMPAIGN_AT:%Y%m%dT%H%M%SZ}-"
+    assert the_lab.wait(f"{task}1", State.DONE, State.FAILED) is State.DONE
+    assert the_lab.wait(f"{task}2", State.DONE, State.FAILED) is State.FAILED
+    page = the_lab.home.reports / f"weekend--end--{CAMPAIGN_AT:%Y%m%dT%H%M%SZ}.html"
+    due = the_lab.home.run_dir / "reports-due.json"
+
+    def final() -> bool:
+        return due.exists() and not json.loads(due.read_bytes())["due"]
+
+    wait_until(final, 90, "the last writing of the report")
+    told = page.read_text()
+    assert f"{task}1/paper.pdf" in told
+    assert f"{task}2" in told
+    asked = [sys.executable, "-m", "labd.cli", "--home", str(the_lab.home.root)]
+    asked += ["report", "--campaign", "weekend", "--format", "json"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True)
+    report = json.loads(done.stdout)
+    states = report["totals"]["states"]
+    assert {name: count for name, count in states.items() if count} == {"done": 1, "failed": 1}
+    found = the_lab.archive.result(f"{task}1")
+    assert found is not None
+    claim = found["research"]["claim"]
+    tellers = [*report["improved"], *report["others"]]
+    assert [one["id"] for one in tellers] == [f"{task}1"]
+    research = tellers[0]["research"]
+    assert research["verdict"] == claim["verdict"]
+    told_of, keys = research["comparison"], ("difference", "difference_low", "difference_high")
+    assert [told_of[one] for one in ("difference", "low", "high")] == [claim[key] for key in keys]
+    assert sum(one["count"] for one in report["failures"]) == 1
+    file.unlink()
