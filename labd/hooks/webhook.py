@@ -54,7 +54,8 @@ def post(
         url, headers = _addressed(rule, key)
     except ConfigError as error:
         if rule.key_credential:
-            return f"{error.where}: {error.what}. systemd gives keys to labd.service as {_DROP_IN} says"
+            how = f"systemd gives it to labd.service, as {_DROP_IN} says, and to nobody else"
+            return f"{error.where}: {error.what}; {how}"
         return str(error)
 
     def wait_s(state: tenacity.RetryCallState) -> float:
