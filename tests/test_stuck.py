@@ -222,6 +222,17 @@ def test_the_daemon_ends_what_is_stuck_says_why_and_gives_up_in_the_end(moves: M
     assert error["message"].startswith("it was stuck 2 times, and max_retries is 1; the last time")
 
 
+def test_what_was_done_in_the_moment_when_it_was_told_to_end_is_done(moves: Moves) -> None:
+    at_work(moves, stuck_after="30s")
+    moves.engine.work("x")
+    for _ in range(2):
+        look(moves)
+    assert moves.events("x") == ["claimed", "stuck"]
+    moves.engine.ack_cancel("x")
+    moves.settle()
+    assert moves.events("x") == ["claimed", "stuck", "done"]
+
+
 def test_the_wall_clock_may_jump_and_silence_of_the_machine_is_no_evidence(moves: Moves) -> None:
     at_work(moves, stuck_after="30s", timeout="10h")
     moves.clock.jump_wall(7 * 86400)

@@ -327,15 +327,15 @@ def test_a_task_whose_time_is_over_is_judged_by_the_runs_that_it_has(tmp_path: P
     assert comparable(sweep(brief, tmp_path / "r")) == comparable(record)
 
 
-def test_a_task_whose_time_is_over_before_there_is_anything_to_compare_goes_on_when_asked_again(
+def test_of_a_task_whose_time_is_over_before_there_is_anything_to_compare_no_test_run_is_recorded(
     tmp_path: Path,
 ) -> None:
     brief = make_brief(tmp_path, num_trials=2, parallel=1)
     with pytest.raises(OutOfTime, match="time limit was nearly over"):
         sweep(brief, tmp_path / "r", Tools(Hurried(tmp_path / "log", 0)))
-    again = Counting(tmp_path / "again.log")
-    assert len(sweep(brief, tmp_path / "r", Tools(again)).confirm_baseline) == 10
-    assert {name.split("-")[0] for name in again.names()} == {"confirm"}
+    recorded = (tmp_path / "r" / "journal.jsonl").read_text()
+    assert "run/trial-001" in recorded
+    assert "/confirm" not in recorded, "a later attempt makes them"
 
 
 def test_what_is_in_the_journal_is_not_run_again(tmp_path: Path) -> None:

@@ -82,18 +82,18 @@ class Endings:
             "attempt": active.attempt,
             "duration_s": round(time.monotonic() - active.since_s, 3),
         }
-        if active.leaving == "timed_out" and ended.how != "returned":
+        outcome = self._outcome(active, ended)
+        if active.leaving == "timed_out" and outcome is None:
             limit = print_duration(active.timeout_s)
             error = error_of("timed_out", f"took longer than its time limit of {limit}")
             return self._finish(active, State.FAILED, facts | {"error": error})
-        outcome = self._outcome(active, ended)
-        if active.leaving == "stuck" and outcome is None:
-            return self._lost(active, facts, "stuck", active.why)
+        stuck = active.leaving == "stuck"
+        code, reason = ("stuck", active.why) if stuck else ("worker_lost", ended.reason)
         if not active.counted:
             active.counted = True
-            self._count(active, outcome)
+            self._count(active, outcome or {"outcome": "lost", "error": {"code": code}})
         if outcome is None:
-            return self._lost(active, facts, "worker_lost", ended.reason)
+            return self._lost(active, facts, code, reason)
         if outcome["outcome"] == "done":
             return self._finish(active, State.DONE, facts | kept(outcome))
         error = outcome.get("error") or {}
@@ -101,17 +101,16 @@ class Endings:
             return self._lost(active, facts, str(error["code"]), str(error["message"]))
         return self._finish(active, State.FAILED, facts | kept(outcome))
 
-    def _count(self, active: Active, outcome: Mapping[str, Any] | None) -> None:
-        found = outcome or {"outcome": "lost", "error": {"code": "worker_lost"}}
-        code = str((found.get("error") or {}).get("code", ""))
+    def _count(self, active: Active, outcome: Mapping[str, Any]) -> None:
+        code = str((outcome.get("error") or {}).get("code", ""))
         run_s = time.monotonic() - active.since_s
-        self._attempts.counts.ended(str(found["outcome"]), code, run_s, found)
+        self._attempts.counts.ended(str(outcome["outcome"]), code, run_s, outcome)
 
     def _outcome(self, active: Active, ended: Ended) -> Mapping[str, Any] | None:
-        """Give what the worker made of the attempt, also where it died after it had put that on record."""
+        """Give what the worker made of the attempt, also where it died, or was ended, after it had put that on record."""
         if ended.how == "returned":
             return ended.outcome
-        result = self._archive.result(active.task_id) if ended.how == "lost" else None
+        result = self._archive.result(active.task_id)
         return result if result is not None and result.get("attempt") == active.attempt else None
 
     def _finish(self, active: Active, state: State, facts: Mapping[str, Any]) -> _Decision:

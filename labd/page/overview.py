@@ -141,7 +141,8 @@ def table(snapshot: Snapshot, choice: Choice, words: Words) -> Html:
 
 def _row(view: TaskView, snapshot: Snapshot, words: Words, *, chosen: bool, tabbed: bool) -> Html:
     far = view.progress
-    told = f"{far.stage} {far.done}/{far.total} {far.detail}" if far else view.why
+    how_far = f"{far.stage} {far.done}/{far.total} {far.detail}" if far else ""
+    told = "; ".join(filter(None, [how_far, view.why]))
     if view.state is State.PENDING:
         told = why_not(view, snapshot.status.facts)
     what = view.template or words.known(view.kind)
