@@ -294,13 +294,15 @@ def test_decisions_are_summed_up_with_the_time_at_each_level_as_far_as_it_is_kno
     records = [
         {"event": "load.changed", "at": ago(200), "level": "high", "because": "cpu 90 %"},
         {"event": "load.changed", "at": ago(100), "level": "normal"},
+        {"event": "load.changed", "at": ago(90), "level": "critical", "node": "b"},
         {"event": "campaign.added", "at": ago(5), "campaign": "c", "arm": "a with b", "why": "1"},
         {"event": "campaign.added", "at": ago(4), "campaign": "c", "arm": "a with b", "why": "2"},
         {"event": "campaign.added", "at": "nonsense", "arm": "never"},
     ]
     found = decisions_of(records, SINCE.timestamp(), NOW.timestamp())
     assert [(one.arm, one.added, one.why) for one in found.arms] == [("a with b", 2, "2")]
-    assert found.level_hours == pytest.approx({"high": 68, "normal": 100})
+    assert found.level_hours["the lab's own machine"] == pytest.approx({"high": 68, "normal": 100})
+    assert found.level_hours["b"] == pytest.approx({"critical": 90})
     assert found.last[0].event == "campaign.added"
     later = decisions_of(records, SINCE.timestamp(), NOW.timestamp(), "other")
     assert later.arms == ()
