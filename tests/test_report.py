@@ -475,7 +475,7 @@ def test_the_command_line_writes_each_form_and_says_what_is_wrong(lab: ReportLab
     wrong = labd(root, "report", "--since", "someday")
     assert wrong.returncode == 2
     assert "expected a weekday such as fri" in " ".join(wrong.stderr.replace("│", " ").split())
-    kept = labd(root, "report", "--since", "7d", "--keep")
+    kept = labd(root, "report", "--since", "7d", "--keep", "--format", "md")
     [path] = (root / "reports").iterdir()
     assert path.name in kept.stderr
     assert "exit code 3" in path.read_text()
