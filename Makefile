@@ -42,7 +42,7 @@ test: setup ## run the tests
 
 torture: setup ## kill everything, everywhere: each crash point, 20,000 random moves, forty kills of the demo (hours)
 	@LABD_TORTURE=1 $(BIN)/python -m pytest -q -n 0 -rP tests/test_crash_archive.py tests/test_crash_worker.py \
-	  tests/test_crash_daemon.py tests/test_spool_machine.py tests/test_shipping.py tests/test_hostile.py tests/test_studies.py tests/test_researcher.py tests/test_page_browser.py tests/test_engine.py tests/test_kill.py tests/system
+	  tests/test_crash_daemon.py tests/test_spool_machine.py tests/test_shipping.py tests/test_hostile.py tests/test_studies.py tests/test_researcher.py tests/test_page_browser.py tests/test_engine.py tests/test_kill.py tests/test_reporting.py tests/system
 
 bench: setup ## measure, and print tables
 	@$(BIN)/python -m tests.bench.sandbox

@@ -1,6 +1,7 @@
 """A campaign's report: due once its step fires, written by a process of its own, and once more when all has ended."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,8 @@ import pytest
 from labd.campaigns import parse_campaign, reported_since
 from labd.clock import to_iso
 from labd.daemon.reporting import DUE
-from tests.processes import wait_until
+from tests.factories import PARABOLA, make_template, write_settings
+from tests.processes import DaemonProcess, wait_until
 from tests.stepped import Lab
 
 HOURLY = """
@@ -140,3 +142,47 @@ def test_a_record_of_what_is_due_that_can_not_be_read_is_told_and_stops_nothing(
     assert len(said(lab, "report.due_not_read")) == 1
     make_due(lab)
     assert [one["campaign"] for one in due(lab)] == ["camp"]
+
+
+@pytest.mark.ray
+@pytest.mark.sandbox
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("LABD_TORTURE" not in os.environ, reason="takes minutes: a campaign's own")
+def test_a_campaign_of_sweeps_comes_to_its_end_and_to_a_report_with_their_papers(
+    tmp_path: Path,
+) -> None:
+    """A real daemon on a real Ray: two sweeps are fired, a report while they run, and the last one killed for on its way."""
+    home = write_settings(tmp_path, ray={"num_cpus": 2, "dashboard": False}, min_free_bytes=2**20)
+    make_template(home.templates, experiment=PARABOLA % 0.2)
+    home.campaigns.mkdir()
+    minutes = [(datetime.now(UTC) + timedelta(minutes=ahead)).minute for ahead in (2, 3)]
+    (home.campaigns / "camp.yaml").write_text(f"""
+task: {{template: tiny, researcher: sweep}}
+steps:
+  go: {{schedule: "{minutes[0]} * * * *", intensity: heavy, matrix: {{seed: [1, 2]}}}}
+  tell: {{schedule: "{minutes[1]} * * * *", wind_down: true, report: true}}
+""")
+    daemon = DaemonProcess(tmp_path)
+    try:
+        daemon.wait_ready()
+        wait_until(lambda: daemon.said("campaign.fired"), 200, "the firing")
+        [due_at] = wait_until(
+            lambda: [one for one in daemon.said("campaign.fired") if one["report"]],
+            200,
+            "the report",
+        )
+        daemon.kill_everything()
+        daemon = DaemonProcess(tmp_path)
+        daemon.wait_ready()
+        wait_until(
+            lambda: [one for one in daemon.said("report.written") if one["final"]], 300, "its end"
+        )
+    finally:
+        daemon.kill_everything()
+    [path] = home.reports.iterdir()
+    stamp = str(due_at["instant"]).replace("-", "").replace(":", "").replace(".000", "")
+    assert path.name == f"camp--tell--{stamp}.html"
+    page = path.read_text()
+    assert "Still running" not in page
+    assert page.count(">paper.pdf</a>") == 2
+    assert "<svg" in page

@@ -11,6 +11,7 @@ from labd.text import printable
 _MOST_TOLD = 60
 _MOST_ARMS = 50
 _LEVEL = "load.changed"
+_HERE = "the lab's own machine"
 _TOLD_ELSEWHERE = {"event", "at", "campaign"}
 
 
@@ -27,7 +28,11 @@ def decisions_of(
 
     """
     timed = [(at_s, one) for one in records if (at_s := _at_s(one)) is not None]
-    levels = [(at_s, str(one.get("level"))) for at_s, one in timed if one.get("event") == _LEVEL]
+    levels: dict[str, list[tuple[float, str]]] = {}
+    for at_s, one in timed:
+        if one.get("event") == _LEVEL:
+            node = printable(str(one.get("node") or _HERE), 100)
+            levels.setdefault(node, []).append((at_s, printable(str(one.get("level")), 20)))
     inside = [
         one
         for at_s, one in timed
@@ -39,7 +44,11 @@ def decisions_of(
     return Decisions(
         counts=dict(Counter(one.event for one in told).most_common(20)),
         arms=tuple(_arms(added)),
-        level_hours=_level_hours(levels, since_s, until_s),
+        level_hours={
+            node: hours
+            for node, changes in list(levels.items())[:_MOST_ARMS]
+            if (hours := _level_hours(changes, since_s, until_s))
+        },
         last=tuple(reversed(told[-_MOST_TOLD:])),
         left_out=max(0, len(told) - _MOST_TOLD),
     )
@@ -56,14 +65,13 @@ def _arms(added: Sequence[Mapping[str, Any]]) -> list[ArmDecisions]:
 def _level_hours(
     levels: Sequence[tuple[float, str]], since_s: float, until_s: float
 ) -> dict[str, float]:
-    """Give for how long the load was at which level as far as that is on record; before the first change it is not."""
+    """Give for how long one machine was at which level as far as that is on record; before its first change it is not."""
     hours: dict[str, float] = {}
     ends = [at_s for at_s, _ in levels[1:]] + [until_s]
     for (at_s, level), end_s in zip(levels, ends, strict=False):
         held_s = min(end_s, until_s) - max(at_s, since_s)
         if held_s > 0:
-            name = printable(level, 20)
-            hours[name] = hours.get(name, 0.0) + held_s / 3600
+            hours[level] = hours.get(level, 0.0) + held_s / 3600
     return hours
 
 

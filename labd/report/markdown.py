@@ -211,11 +211,9 @@ def _decided(report: Report) -> list[str]:
         return []
     counts = ", ".join(f"{code(event, 60)} {count:,}" for event, count in decided.counts.items())
     lines = ["## What campaigns and the adaptive queue decided", "", counts, ""]
-    if decided.level_hours:
-        levels = ", ".join(
-            f"{code(name)} {words.hours(h)} h" for name, h in decided.level_hours.items()
-        )
-        lines += [f"Load, as far as it was looked at: {levels}", ""]
+    for node, levels in decided.level_hours.items():
+        told = ", ".join(f"{code(name)} {words.hours(h)} h" for name, h in levels.items())
+        lines += [f"Load of {code(node)}, as far as it is on record: {told}", ""]
     lines += [
         f"- {code(row.arm)}: {row.added:,} tasks; {code(row.why, 400)}" for row in decided.arms
     ]

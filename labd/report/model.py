@@ -198,11 +198,11 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What campaigns and the adaptive queue decided. `level_hours`: at which load, where that is on record."""
+    """What campaigns and the adaptive queue decided. `level_hours`: by machine, at which load, where that is on record."""
 
     counts: Mapping[str, int]
     arms: tuple[ArmDecisions, ...]
-    level_hours: Mapping[str, float]
+    level_hours: Mapping[str, Mapping[str, float]]
     last: tuple[Decided, ...]
     left_out: int
 
