@@ -3,19 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from labd import __version__, machine
+from labd import machine
 from labd.daemon.cluster import Cluster
 from labd.engine.exported import COUNTERS, GAUGES, HISTOGRAMS
 from labd.engine.probe import clock_offset_s, clock_warning, version_problem
@@ -26,9 +19,6 @@ from labd.lab import Lab
 from labd.log import file_logger, stderr_logger
 from labd.scheduler import Backlog, Demand, Node, Snapshot, Waiting, plan
 from labd.settings import Home
-from labd.spool import Spool
-from labd.task import State
-from tests.processes import DaemonProcess, wait_until
 
 REPO = Path(__file__).parents[1]
 HERE, FAR = NodeInfo("a", "ada", 2, 0), NodeInfo("b", "bob", 4, 1, local=False)
@@ -160,68 +150,6 @@ def test_tasks_are_packed_or_spread_as_the_settings_say() -> None:
 def test_only_a_node_that_there_is_can_be_drained(home: Home) -> None:
     with pytest.raises(NotFound, match="none now"):
         Lab(home).drain("nobody", drained=True)
-
-
-def exported(daemon: DaemonProcess) -> str:
-    """Give what Ray's own exporter says, in Prometheus' form."""
-    for process in daemon.family():
-        with suppress(psutil.Error):
-            if "DashboardAgent" not in " ".join(process.cmdline()):
-                continue
-            for socket in process.net_connections("tcp"):
-                if socket.status != psutil.CONN_LISTEN or not socket.laddr:
-                    continue
-                with suppress(OSError, HTTPException):
-                    url = f"http://127.0.0.1:{socket.laddr.port}/metrics"
-                    with urllib.request.urlopen(url, timeout=5) as answer:
-                        if "ray_" in (text := answer.read().decode()):
-                            return str(text)
-    return ""
-
-
-@pytest.mark.ray
-@pytest.mark.sandbox
-def test_a_drained_lab_lets_its_work_end_and_begins_none_until_undrained_and_all_is_counted(
-    home: Home, daemon: Callable[..., DaemonProcess]
-) -> None:
-    spool, lab = Spool(home.spool), Lab(home)
-    process = daemon()
-    process.wait_ready()
-    spool.put(b"kind: command\nrun: sleep 60\ntimeout: 3s\n", "long.yaml")
-    wait_until(lambda: spool.holds(State.RUNNING, "long.yaml"), 60, "the first task to run")
-
-    def shown() -> dict[str, Any]:
-        labd = [sys.executable, "-m", "labd.cli", "--home", str(home.root), "nodes", "--json"]
-        [node] = json.loads(subprocess.run(labd, capture_output=True, check=True).stdout)
-        return dict(node)
-
-    node = wait_until(
-        lambda: (n := shown())["machine"] and n, 30, "what the machine says of itself"
-    )
-    assert node["machine"]["labd"] == __version__
-    assert node["machine"]["problem"] == ""
-    assert 0 < node["machine"]["disk_used"] < 1
-    assert lab.drain(node["name"], drained=True)
-    assert not lab.drain(node["name"], drained=True)
-    spool.put(b"kind: command\nrun: 'true'\n", "next.yaml")
-    wait_until(lambda: "labd undrain" in lab.find("next").why, 30, "the reason why it waits")
-    wait_until(lambda: spool.holds(State.FAILED, "long.yaml"), 60, "the end of what ran")
-    assert spool.holds(State.PENDING, "next.yaml")
-    assert lab.drain(node["name"], drained=False)
-    wait_until(lambda: spool.holds(State.DONE, "next.yaml"), 60, "the next task")
-    assert wait_until(lambda: shown()["machine"]["cpu"], 30, "how busy its CPUs are") <= 1
-
-    def counted() -> list[str]:
-        lines = [line for line in exported(process).splitlines() if line.startswith("ray_labd")]
-        ends = [line for line in lines if line.startswith("ray_labd_tasks_ended_total")]
-        wanted = ('state="done"', 'code="timed_out"')
-        return lines if all(any(one in end for end in ends) for one in wanted) else []
-
-    lines = wait_until(counted, 60, "the ends of both tasks for Prometheus")
-    for name in ("queue_depth", "nodes", "task_wait_s_bucket", "task_run_s_bucket"):
-        assert any(line.startswith(f"ray_labd_{name}{{") for line in lines), name
-    kills = [line for line in lines if line.startswith("ray_labd_sandbox_kills_total{")]
-    assert ['limit="timed_out"' in line for line in kills] == [True]
 
 
 def test_the_dashboard_for_grafana_shows_what_is_exported_and_nothing_else() -> None:

@@ -190,31 +190,3 @@ def test_a_cancelled_task_leaves_its_slots_at_once(live_lab: ModelLab) -> None:
 
     # Less than the time after which a silent holder is taken for dead.
     wait_until(lambda: in_flight() == 0, 15, "no slot to be taken", every_s=COSTLY_S)
-
-
-LISTENERS = """
-import sys, threading, time
-import ray
-from labd.engine import models
-from labd.engine.calls import calls_to
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
-options = {"endpoints": [], "discover": False, "rules": {}, "status_path": sys.argv[1], "lab": "test"}
-actor = models.make(options, ray.get_runtime_context().get_node_id())
-call = calls_to(actor, "the broker", apart=["listen"])
-call("report")
-def listen(number):
-    call("listen", holder=f"h{number}", leases=[], gpu_leases=[], tickets=[], timeout_s=20.0)
-threads = [threading.Thread(target=listen, args=(number,), daemon=True) for number in range(200)]
-for thread in threads:
-    thread.start()
-time.sleep(3)  # so that all of them listen
-began_s = time.monotonic()
-call("report")
-print("answered while", sum(thread.is_alive() for thread in threads), "listened")
-"""
-
-
-def test_a_broker_answers_at_once_however_many_workers_listen(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LISTENERS, str(tmp_path / "models.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "answered while 200 listened\n", done.stderr

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from labd.archive import Archive
+from labd.inventory import nodes
+from labd.lab import Lab
+from labd.settings import load_home
 from labd.spool import Spool
 from labd.task import State
 from tests.factories import write_settings
@@ -52,6 +55,9 @@ class NodesLab:
         wait_until(lambda: self.spool.holds(state, f"{task}.yaml"), 60, f"{task} in {state}/")
 
     def nodes(self) -> list[dict[str, Any]]:
+        """Give what `labd nodes` has; on this host without starting it each time, which takes most of a second."""
+        if self.host is LOOPBACK:
+            return nodes(Lab(load_home(self.home)))
         labd = (sys.executable, "-m", "labd.cli", "--home", str(self.home))
         found: list[dict[str, Any]] = json.loads(self.host.run(*labd, "nodes", "--json"))
         return found
@@ -60,10 +66,10 @@ class NodesLab:
         """Wait until there are so many machines that fit, each with one endpoint that is up; give them by `local`."""
 
         def found() -> list[dict[str, Any]]:
-            nodes = self.nodes()
-            states = [[e["health"] for e in node["endpoints"]] for node in nodes]
-            fit = [(node["machine"] or {}).get("problem") == "" for node in nodes]
-            return nodes if (states, fit) == ([["up"]] * count, [True] * count) else []
+            seen = self.nodes()
+            states = [[e["health"] for e in node["endpoints"]] for node in seen]
+            fit = [(node["machine"] or {}).get("problem") == "" for node in seen]
+            return seen if (states, fit) == ([["up"]] * count, [True] * count) else []
 
         return {
             node["local"]: node

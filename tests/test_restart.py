@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,3 +170,35 @@ def test_a_task_that_was_moved_away_with_no_daemon_about_is_ended(
     wait_until(still, 30, "the end of its processes")
     assert served.beats("unwanted") < MOST_BEATS, "it came to its own end"
     assert served.spool.holds(State.CANCELLED, "unwanted.yaml")
+
+
+LISTENERS = """
+import sys, threading, time
+import ray
+from labd.engine import models
+from labd.engine.calls import calls_to
+ray.init(address=sys.argv[2], log_to_driver=False, configure_logging=False)
+options = {"endpoints": [], "discover": False, "rules": {}, "status_path": sys.argv[1], "lab": "test"}
+actor = models.make(options, ray.get_runtime_context().get_node_id())
+call = calls_to(actor, "the broker", apart=["listen"])
+call("report")
+def listen(number):
+    call("listen", holder=f"h{number}", leases=[], gpu_leases=[], tickets=[], timeout_s=20.0)
+threads = [threading.Thread(target=listen, args=(number,), daemon=True) for number in range(200)]
+for thread in threads:
+    thread.start()
+time.sleep(3)  # so that all of them listen
+began_s = time.monotonic()
+call("report")
+print("answered while", sum(thread.is_alive() for thread in threads), "listened")
+"""
+
+
+def test_a_broker_answers_at_once_however_many_workers_listen(
+    served: ServedLab, ray_service: RayService
+) -> None:
+    """Here because it needs a Ray and no lab: a Ray of its own would take longer to start than all the rest."""
+    status = served.home / "models.json"
+    command = [sys.executable, "-c", LISTENERS, str(status), ray_service.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "answered while 200 listened\n", done.stderr

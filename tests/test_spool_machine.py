@@ -611,7 +611,7 @@ def test_whatever_happens_the_promises_hold(capsys: pytest.CaptureFixture[str]) 
     run_state_machine_as_test(
         SpoolMachine,
         settings=settings(
-            max_examples=500 if TORTURE else 25,
+            max_examples=500 if TORTURE else 16,
             stateful_step_count=50 if TORTURE else 40,
             derandomize=not TORTURE,
             database=None,
