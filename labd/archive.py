@@ -6,6 +6,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,8 @@ class Archive:
         """Read `result.json`, or give ``None`` if there is none that can be read."""
         path = self.directory(task_id) / RESULT
         try:
-            if path.stat().st_size > MAX_RESULT_BYTES:
+            facts = path.lstat()  # a pipe there would be waited for, a link would tell of another task
+            if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_RESULT_BYTES:
                 return None
             value = json.loads(path.read_bytes())
         except (OSError, ValueError):

@@ -160,3 +160,16 @@ def test_the_output_of_the_next_attempt_is_followed_from_its_start(home: Home) -
     log.print_new()
     texts = [json.loads(line)["output"] for line in lines]
     assert texts == ["first attempt, a long line", "second"]
+
+
+def test_a_result_that_is_no_plain_file_is_none(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.directory("real").mkdir()
+    archive.write_result("real", {"kind": "command"})
+    path = archive.directory("task") / "result.json"
+    path.parent.mkdir()
+    path.symlink_to(archive.directory("real") / "result.json")
+    assert archive.result("task") is None
+    path.unlink()
+    os.mkfifo(path)
+    assert archive.result("task") is None
