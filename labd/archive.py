@@ -184,7 +184,9 @@ class Archive:
         """Read `result.json`, or give ``None`` if there is none that can be read."""
         path = self.directory(task_id) / RESULT
         try:
-            facts = path.lstat()  # a pipe there would be waited for, a link would tell of another task
+            facts = (
+                path.lstat()
+            )  # a pipe there would be waited for, a link would tell of another task
             if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_RESULT_BYTES:
                 return None
             value = json.loads(path.read_bytes())
