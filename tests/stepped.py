@@ -31,7 +31,7 @@ from labd.task import State
 from tests.boxes import ACCEPTED_GAPS
 
 Key = tuple[str, int]
-_WELL: Mapping[str, Any] = {
+WELL: Mapping[str, Any] = {
     "problem": "",
     "warning": "",
     "labd": "1",
@@ -167,7 +167,7 @@ class SteppedEngine(Engine):
             {"task_id": a.job.task_id, "attempt": a.job.attempt, **blank, **signs}
             for a in self.live()
         ]
-        facts = {**_WELL, "looked_s": time.monotonic(), "attempts": attempts}
+        facts = {**WELL, "looked_s": time.monotonic(), "attempts": attempts}
         self._news.append(Machines({"n1": facts}))
 
     def repeat_old(self, task_id: str, attempt: int, outcome: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from labd import worker
 from labd.engine.probe import facts_of_this_node
 from labd.engine.remote import SCRATCH_VARIABLE
-from labd.errors import MoveRefused
+from labd.errors import LabdError, MoveRefused
 from labd.lab import Lab as People
 from labd.limits import TaskLimits
 from labd.recovering import ask, stand_of
@@ -48,6 +48,7 @@ from labd.worker.research import last_run_s, time_left
 from tests.factories import make_template, task_text
 from tests.processes import wait_until
 from tests.servers.fixtures import running_ollama
+from tests.stepped import WELL
 from tests.test_command import SANDBOX
 from tests.test_command import Lab as CommandLab
 from tests.test_llm_pool import HELLO, brokered, endpoint, options, pool
@@ -243,6 +244,49 @@ def test_the_wall_clock_may_jump_and_silence_of_the_machine_is_no_evidence(moves
     moves.clock.jump(3600)
     moves.settle()
     assert moves.events("x") == ["claimed"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {
+            "problem": "its labd is 0.8",
+            "warning": "",
+            "looked_s": 1.0,
+            "attempts": [{"task_id": "x"}],
+        },
+        {"looked_s": 1.0, "attempts": [{"task_id": "x", "attempt": 1, "beats": 1}]},
+        {"looked_s": "never", "attempts": []},
+        {"looked_s": 1.0, "attempts": [5]},
+    ],
+)
+def test_a_machine_that_cannot_be_understood_is_no_evidence_and_loses_no_end(
+    moves: Moves, said: dict[str, Any]
+) -> None:
+    at_work(moves, stuck_after="30s")
+    moves.clock.jump(3600)
+    moves.engine.tell(n1={**WELL, **said})
+    moves.engine.finish("x")
+    moves.settle()
+    assert moves.events("x") == ["claimed", "done"]
+
+
+def test_what_cannot_be_taken_now_is_taken_at_the_next_turn_with_all_behind_it(
+    moves: Moves,
+) -> None:
+    at_work(moves)
+    moves.engine.go_down()
+    moves.engine.come_up()
+    moves.engine.finish("x")
+    running = moves.path("running")
+    running.rename(moves.path("away"))
+    running.touch()
+    with pytest.raises((LabdError, OSError)):
+        moves.tick()
+    running.unlink()
+    moves.path("away").rename(running)
+    moves.settle()
+    assert moves.events("x") == ["claimed", "done"]
 
 
 @pytest.mark.parametrize("jump_s", [-30 * 86400, 30 * 86400])

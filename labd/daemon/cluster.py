@@ -39,7 +39,7 @@ class Cluster:
             if facts is None:
                 continue
             if node.id in new and not facts["problem"]:
-                told = {key: facts[key] for key in ("labd", "ray", "python", "clock_offset_s")}
+                told = {key: facts.get(key) for key in ("labd", "ray", "python", "clock_offset_s")}
                 self._log.info("node.joined", node=node.name, **told)
             problem = facts["problem"] or facts["warning"]
             if problem and self._said.get(node.id) != problem:

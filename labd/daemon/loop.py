@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +30,7 @@ from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once, StatusFile
 from labd.drop import check_drop
 from labd.engine.client import Engine
-from labd.engine.types import Down, Ended, Event, Held, Machines, Nodes, Ready
+from labd.engine.types import Down, Ended, Event, Machines, Nodes, Ready
 from labd.errors import LabdError, StorageError
 from labd.hooks import Hooks
 from labd.log import Logger
@@ -127,6 +128,8 @@ class Daemon:
         self._dashboard_url = ""
         self._plan: Plan | None = None
         self._held = ""
+        self._news: deque[Event] = deque()
+        """What the engine said of work and nobody has taken yet."""
         self._usage: dict[str, float] = {}
         self._usage_at_s = time.monotonic()
         self._recover_at_s = float("inf")
@@ -181,7 +184,7 @@ class Daemon:
 
     def tick(self, hints: list[str]) -> None:
         """Look, decide, act, once. New work starts before the end of the old is recorded: no slot waits for a disk."""
-        self._take(self._engine.poll())
+        self._take()
         self._attempts.follow()
         self._overseer.turn()
         self._intake.take(hints)
@@ -209,33 +212,37 @@ class Daemon:
 
     # --- observe
 
-    def _take(self, events: list[Event]) -> None:
-        held: list[Held] | None = None
-        for event in events:
-            match event:
-                case Ready():
-                    self._take_ready(event)
-                    held = event.held
-                case Nodes():
-                    self._cluster.nodes = event.nodes
-                    self._log.info("engine.nodes", nodes=[node.name for node in event.nodes])
-                case Machines():
-                    self._cluster.tell(event.machines)
-                    self._campaigning.soon()
-                    self._overseer.take(event.machines)
-                case Ended() if held is None:
-                    self._attempts.take(event)
-                case Down():
-                    self._cluster.nodes = []
-                    self._recover_at_s = float("inf")
-        if held is None:
-            return
-        # Its ends may be of work that was found just now.
-        self._recovery.reconcile(held)
-        self._recover_at_s = time.monotonic() + self._home.settings.rescan
-        for event in events:
-            if isinstance(event, Ended):
+    def _take(self) -> None:
+        """Take what the engine says: of work in its order, and after that what machines are and do, which they say again.
+
+        What raises is there for the next turn still, and so is what came behind it: no end of an attempt is lost.
+        """
+        news = self._engine.poll()
+        self._news += [event for event in news if not isinstance(event, Machines)]
+        while self._news:
+            self._take_one(self._news[0])
+            self._news.popleft()
+        for event in news:
+            if isinstance(event, Machines):
+                self._cluster.tell(event.machines)
+                self._campaigning.soon()
+                self._overseer.take(event.machines)
+
+    def _take_one(self, event: Event) -> None:
+        match event:
+            case Ready():
+                self._take_ready(event)
+                # The ends that come behind it may be of work that is found now.
+                self._recovery.reconcile(event.held)
+                self._recover_at_s = time.monotonic() + self._home.settings.rescan
+            case Nodes():
+                self._cluster.nodes = event.nodes
+                self._log.info("engine.nodes", nodes=[node.name for node in event.nodes])
+            case Ended():
                 self._attempts.take(event)
+            case Down():
+                self._cluster.nodes = []
+                self._recover_at_s = float("inf")
 
     def _take_ready(self, event: Ready) -> None:
         self._cluster.nodes, self._dashboard_url = event.nodes, event.dashboard_url
@@ -338,7 +345,7 @@ class Daemon:
         running = len(self._attempts.active)
         self._log.info("daemon.stopping", running=running, work_goes_on=leaves)
         self._engine.stop()
-        for event in self._engine.poll():
+        for event in [*self._news, *self._engine.poll()]:
             # What ends because we do has not failed.
             if isinstance(event, Ended) and (event.how == "returned" or leaves):
                 self._attempts.take(event)

@@ -12,6 +12,7 @@ from typing import Any
 from labd.archive import Archive
 from labd.daemon.announcing import Announcing
 from labd.daemon.attempts import Active, Attempts
+from labd.daemon.telling import Once
 from labd.engine.client import Engine
 from labd.errors import StorageError
 from labd.log import Logger
@@ -32,8 +33,11 @@ _MAX_ASKED_BYTES = 4096
 _EVERY_S = 0.5
 _TOLD = 2
 """Of the evidence, so many facts are in the reason of an end; all are in the event."""
-_KEYS = tuple(field.name for field in fields(Signs) if field.name != "at_s")
+_COUNTS = tuple(
+    f.name for f in fields(Signs) if f.name not in {"at_s", "beats", "gpu_use", "runs"}
+)
 _Key = tuple[str, int]
+_Look = tuple[float, dict[_Key, Signs]]
 
 
 class Overseer:
@@ -54,12 +58,15 @@ class Overseer:
         self._log, self._announcing, self._name_of = log, announcing, name_of
         self._standings: dict[_Key, Standing] = {}
         self._said: dict[_Key, str] = {}
+        self._once = Once(log)
         self._next_s = 0.0
 
     def take(self, machines: Mapping[str, Mapping[str, Any]]) -> None:
         """Take what machines say, by node id, of the attempts that they have."""
         now_s = time.monotonic()
-        told = {node: _signs_of(facts) for node, facts in machines.items() if "attempts" in facts}
+        told = {
+            node: said for node, facts in machines.items() if (said := self._read(node, facts))
+        }
         for active in self._attempts.active.values():
             if active.node_id not in told:
                 continue
@@ -106,6 +113,22 @@ class Overseer:
         for active in self._attempts.active.values():
             if said := self._said.get(_key(active)):
                 yield active.name, said
+
+    def _read(self, node_id: str, facts: Mapping[str, Any]) -> _Look | None:
+        """Give what one machine says, or nothing: one with another labd, or an unreadable one, is no evidence."""
+        if facts.get("problem") or "attempts" not in facts:
+            return None
+        try:
+            return _signs_of(facts)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            node = self._name_of(node_id)
+            self._once.warning(
+                f"{node}: {type(error).__name__}",
+                "signs.unreadable",
+                node=node,
+                reason=repr(error),
+            )
+            return None
 
     # --- deciding
 
@@ -189,12 +212,29 @@ def _key(active: Active) -> _Key:
     return active.task_id, active.attempt
 
 
-def _signs_of(facts: Mapping[str, Any]) -> tuple[float, dict[_Key, Signs]]:
+def _signs_of(facts: Mapping[str, Any]) -> _Look:
     """Give when a machine was looked at, by its own clock, and what was seen of each attempt there."""
     at_s = float(facts["looked_s"])
     found: dict[_Key, Signs] = {}
     for one in facts["attempts"]:
-        values: dict[str, Any] = {key: one[key] for key in _KEYS}
-        values["runs"] = tuple(str(name) for name in values["runs"])
-        found[str(one["task_id"]), int(one["attempt"])] = Signs(at_s, **values)
+        counts = {key: _number(one[key]) for key in _COUNTS}
+        beats, use = one["beats"], one["gpu_use"]
+        found[str(one["task_id"]), int(one["attempt"])] = Signs(
+            at_s,
+            beats=None if beats is None else int(beats),
+            gpu_use=None if use is None else float(use),
+            runs=tuple(str(name) for name in one["runs"]),
+            **counts,
+        )
     return at_s, found
+
+
+def _number(value: Any) -> Any:
+    """Give a number as it is.
+
+    Raises:
+        TypeError, ValueError: it is none.
+
+    """
+    float(value)
+    return value
