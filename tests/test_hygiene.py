@@ -214,11 +214,15 @@ def test_of_rays_logs_those_of_processes_that_ended_go_but_for_the_last(tmp_path
         "raylet.out",
         f"other-{gone}.txt",
     ]
+    (tmp_path / "events").mkdir()
+    names[:0] = [f"events/event_CORE_WORKER_{gone}.log"]
+    names += ["events/event_GCS.log", f"events/event_CORE_WORKER_{mine}.log"]
     for age, name in enumerate(names):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1000 + age, 1000 + age))
     sweep(tmp_path, most_old=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[3:])
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(tmp_path)) for path in left) == sorted(names[4:])
 
 
 def test_a_file_without_a_stated_limit_is_found(tmp_path: Path) -> None:

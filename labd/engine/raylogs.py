@@ -1,4 +1,4 @@
-"""Ray's own logs on this node: it keeps those of every process that ever was (three files each), and never removes one.
+"""Ray's own logs on this node: it keeps those of every process that ever was (five files each), and never removes one.
 
 Under systemd they are in memory (`labd.engine.start.TEMP`).
 """
@@ -13,8 +13,9 @@ MOST_OLD = 300
 """Files of processes that have ended, the last of which are kept."""
 _EVERY_S = 60.0
 _OF_A_PROCESS = re.compile(
-    r"(?:worker|python-core-worker|python-core-driver)-.*[-_](\d+)\.(?:out|err|log)(?:\.\d+)?"
+    r"(?:worker-|python-core-worker-|python-core-driver-|event_).*[-_](\d+)\.(?:out|err|log)(?:\.\d+)?"
 )
+_BELOW = ("", "events", "export_events")
 
 
 class _Sweeping:
@@ -35,7 +36,7 @@ def sweep_now_and_then() -> None:
 def sweep(logs: Path, most_old: int = MOST_OLD) -> None:
     """Remove the logs of processes that have ended, but for the last `most_old` files."""
     ended: list[tuple[int, Path]] = []
-    for path in logs.iterdir():
+    for path in (path for name in _BELOW for path in (logs / name).glob("*")):
         if (match := _OF_A_PROCESS.fullmatch(path.name)) and not _lives(int(match[1])):
             with suppress(FileNotFoundError):
                 ended.append((path.stat().st_mtime_ns, path))
