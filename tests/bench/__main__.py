@@ -18,7 +18,6 @@ NAMES = (
     "models",
     "research",
     "page",
-    "soak",
     "report",
 )
 
@@ -26,12 +25,14 @@ NAMES = (
 def main() -> int:
     """Run the named benches in turn; give the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}, or profile")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}, soak or profile"
+    )
     parser.add_argument("--small", action="store_true", help="a short run, to see that it works")
     asked = parser.parse_args()
     lost = []
     for name in asked.names or NAMES:
-        if name not in (*NAMES, "profile"):
+        if name not in (*NAMES, "profile", "soak"):
             parser.error(f"no bench {name!r}")
         bench = importlib.import_module(f"tests.bench.{name}")
         if not bench.main(small=asked.small):
