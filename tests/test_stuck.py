@@ -73,7 +73,7 @@ class Played:
     ) -> Verdict | None:
         """Let ten seconds pass, in which each of the counters in `more` grows by so much; give what the rule says."""
         self.now_s += EVERY_S
-        beats = None if silent else (self.signs.beats or 0) + 10
+        beats = (self.signs.beats or 0) + (0 if silent else 10)
         grown = {name: getattr(self.signs, name) + by for name, by in (more or {}).items()}
         self.signs = replace(self.signs, at_s=self.signs.at_s + EVERY_S, beats=beats, **grown)
         self.standing = seen(self.standing, self.signs, self.now_s)
@@ -120,6 +120,18 @@ def test_a_gpu_in_use_and_a_model_that_is_waited_for_are_progress() -> None:
 def test_a_worker_that_says_nothing_waits_for_no_model() -> None:
     played = Played(asks=1)
     assert any(played.look(silent=True) for _ in range(7))
+
+
+def test_an_attempt_that_no_worker_speaks_of_is_not_judged() -> None:
+    played = Played(beats=None)
+    fresh, known = played.standing, Played().standing
+    for look in range(1, 1000):
+        now_s, unheard = played.now_s + EVERY_S * look, Signs(EVERY_S * look)
+        fresh, known = seen(fresh, unheard, now_s), seen(known, unheard, now_s)
+        assert (
+            judge(fresh, losses=0, max_retries=0) is judge(known, losses=0, max_retries=0) is None
+        )
+    assert not known.alive
 
 
 def test_stuck_runs_are_ended_once_then_the_attempt_until_the_retries_are_used_up() -> None:

@@ -32,7 +32,8 @@ class Signs:
 
     Attributes:
         at_s: when, by the monotonic clock of the machine that was looked at.
-        beats: counted by its worker each second or so; None where no worker says that it has the attempt.
+        beats: counted by its worker each second or so; None where no worker says that it has the attempt: it has not begun, or
+            can't say anything.
         work_cpu_s, own_cpu_s: CPU time of the processes that the worker started, and of the worker.
         written_bytes: what those processes that live have written, to files and pipes.
         gpu_use: of the busiest of its GPUs, 0 to 1; None where nobody says.
@@ -103,11 +104,15 @@ class Verdict:
 
 
 def seen(standing: Standing, signs: Signs, now_s: float) -> Standing:
-    """Give how an attempt stands after a look. One that was taken before the last one's time says nothing new."""
+    """Give how an attempt stands after a look. One that was taken before the last one's time says nothing new.
+
+    A look that no worker answered to is none: nobody knows whether anything moved.
+    """
     before = standing.signs
+    if signs.beats is None:
+        return replace(standing, alive=False)
     if before is None:  # there is nothing yet that could differ
-        heard = signs.beats is not None
-        return replace(standing, signs=signs, looked_s=now_s, moved_s=now_s, alive=heard)
+        return replace(standing, signs=signs, looked_s=now_s, moved_s=now_s, alive=True)
     if signs.at_s == before.at_s:
         return standing
     what = moved(before, signs)
@@ -171,7 +176,7 @@ def evidence(standing: Standing) -> tuple[str, ...]:
     ]
     signs = standing.signs
     if signs is None:
-        return (*facts, "nobody has looked at it yet")
+        return (*facts, "no worker has said yet that it has it")
     if standing.asked_s is not None:
         waited = print_duration(max(0.0, standing.looked_s - standing.asked_s))
         facts.append(f"its runs were told to end {waited} ago, and nothing came of it")
