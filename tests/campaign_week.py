@@ -142,7 +142,7 @@ class Week:
             queue = self._queue("week--")
             decision = decide(campaign, memory, queue, now)
             if adding(campaign, now):
-                lab = Lab([self._room(node) for node in NODES], len(self.waiting))
+                lab = Lab([self._room(node) for node in NODES], self.backlog.demands())
                 decision = fill(campaign, decision, queue, lab, self._profiles(), now=now)
             self.memory = decision.memory
             for draft in decision.drafts:
@@ -154,7 +154,8 @@ class Week:
         return self
 
     def _room(self, node: Node) -> Room:
-        return Room(node.num_cpus, node.num_gpus, self._level(node.id), len(self._on(node.id)))
+        room = Room(node.num_cpus, node.num_gpus, self._level(node.id))
+        return room.holding(DEMAND, len(self._on(node.id)))
 
     def _level(self, node_id: str) -> Level:
         return self.capacities[node_id].level

@@ -40,6 +40,7 @@ from labd.campaigns.load import PartOfDay, concurrency, free_load, part_of_day, 
 from labd.campaigns.mix import Pick, arm_of, payoff_of, pick, shares
 from labd.engine.types import NodeInfo
 from labd.errors import ConfigError
+from labd.scheduler import Demand
 from labd.settings import LoadSettings, Settings
 from labd.task import State, parse_task
 from tests import stepped
@@ -153,11 +154,14 @@ def test_endpoints_say_how_many_wait_for_each_slot_and_what_they_answer_with() -
 
 def test_concurrency_is_the_sum_over_nodes_each_at_its_own_level() -> None:
     rooms = [Room(16, 2), Room(8, 0), Room(3, 1)]
-    assert [slots_for(room, 2, 1) for room in rooms] == [2, 0, 1]
-    assert [slots_for(room, 1, 0.25) for room in rooms] == [8, 0, 3]
+    assert [slots_for(room, Demand(2, 1)) for room in rooms] == [2, 0, 1]
+    assert [slots_for(room, Demand(1, 0.25)) for room in rooms] == [8, 0, 3]
+    assert slots_for(Room(16, 2), Demand(1, 0.6)) == 2, "a fraction is of one device"
+    assert slots_for(Room(16, 2, home=False), Demand(1, 0, at_home=True)) == 0
 
     def recommended(*levels: Level, running: int = 0) -> tuple[int, int]:
-        found = concurrency([Room(16, 2, level, running) for level in levels], 2, 1)
+        rooms = [Room(16, 2, level).holding(Demand(2, 1), running) for level in levels]
+        found = concurrency(rooms, Demand(2, 1))
         return found.recommended, found.free
 
     assert recommended(Level.NORMAL, Level.NORMAL) == (4, 4)
@@ -169,8 +173,8 @@ def test_concurrency_is_the_sum_over_nodes_each_at_its_own_level() -> None:
 
 def test_work_that_goes_on_at_a_loaded_machine_leaves_no_other_idle() -> None:
     for level in (Level.HIGH, Level.CRITICAL):
-        rooms = [Room(8, 0, level, running=4), Room(4, 0)]
-        assert concurrency(rooms, 2, 0).free == 2
+        rooms = [Room(8, 0, level).holding(CPUS, 4), Room(4, 0)]
+        assert concurrency(rooms, CPUS).free == 2
         assert len(filled(Lab(rooms)).drafts) == (3 if level is Level.CRITICAL else 2)
 
 
@@ -291,8 +295,12 @@ def test_what_pays_comes_more_often_and_the_same_history_gives_the_same_choice()
     assert re.match(r"share 0.92 of 2, had 0.0 of 0.0; payoff 1.00 after 0 tasks", picks[0].why)
 
 
-def lab(level: Level = Level.NORMAL, *, running: int = 0, **over: Any) -> Lab:
-    return Lab([Room(8, 0, level, running)], **over)
+CPUS, GPUS = Demand(2, 0), Demand(1, 1)
+
+
+def lab(level: Level = Level.NORMAL, *, running: int = 0, queued: int = 0, **over: Any) -> Lab:
+    """Give a lab of one machine; `queued` tasks of two CPUs wait."""
+    return Lab([Room(8, 0, level).holding(CPUS, running)], {CPUS: queued}, **over)
 
 
 ADAPTIVE = parse_campaign(
@@ -313,6 +321,44 @@ def test_the_queue_is_topped_up_to_what_runs_and_a_quarter_ahead() -> None:
     assert len(filled(lab(Level.HIGH)).drafts) == 2, "nothing ahead, which would start there"
     assert len(filled(lab(Level.CRITICAL)).drafts) == 0
     assert len(filled(Lab([])).drafts) == 0
+
+
+def test_what_can_not_start_now_leaves_no_machine_idle() -> None:
+    never, later = Demand(64, 0), Demand(8, 0)
+    assert len(filled(Lab([Room(8, 0)], {never: 500})).drafts) == 5
+    assert len(filled(Lab([Room(8, 0)], {GPUS: 500})).drafts) == 5
+    away = Room(8, 0, home=False, id="n2")
+    assert len(filled(Lab([away], {Demand(2, 0, at_home=True): 9})).drafts) == 5
+    stuck = Demand(2, 0, avoid=frozenset({"n2"}))
+    held = Room(8, 0, id="n1").holding(CPUS, 4)
+    assert len(filled(Lab([away, held], {stuck: 9})).drafts) == 4, "none ahead: that it may fill"
+    some = Room(8, 0).holding(CPUS, 1)
+    assert len(filled(Lab([some], {later: 7})).drafts) == 3, "what the machine can hold is ahead"
+    assert len(filled(Lab([some], {CPUS: 2, later: 7})).drafts) == 1
+    assert len(filled(Lab([some], {CPUS: 7})).drafts) == 0
+
+
+def test_work_on_cpus_leaves_no_gpu_idle_nor_does_what_waits_for_one() -> None:
+    gpus = replace(ADAPTIVE, pool=tuple({**k, "num_gpus": 1} for k in ADAPTIVE.pool))
+    room = Room(16, 2).holding(Demand(1, 0), 4)
+    found = fill(gpus, Decision(Memory()), Queue(), Lab([room]), {}, now=NOON)
+    assert len(found.drafts) == 3
+    half = Room(16, 2).holding(Demand(1, 0.5), 1).holding(GPUS, 1)
+    assert list(half.used_gpus) == [0.5, 1.0]
+    quarters = replace(ADAPTIVE, pool=tuple({**k, "num_gpus": 0.25} for k in ADAPTIVE.pool))
+    waits = Lab([half], {GPUS: 3})
+    found = fill(quarters, Decision(Memory()), Queue(), waits, {}, now=NOON)
+    assert len(found.drafts) == 2, "a whole one does not fit, and waits already"
+
+
+def test_an_arm_that_has_no_room_now_holds_no_other_up_and_waits_ahead_itself() -> None:
+    big, small = ({**ADAPTIVE.pool[n], "num_gpus": gpu} for n, gpu in ((0, 1), (1, 0)))
+    mixed = replace(ADAPTIVE, pool=(big, small))
+    room = Room(8, 1).holding(GPUS, 1)
+    found = fill(mixed, Decision(Memory()), Queue(), Lab([room]), {}, now=NOON)
+    assert [one.demand.num_gpus for one in found.drafts] == [0, 0, 0, 1]
+    bare = fill(mixed, Decision(Memory()), Queue(), Lab([Room(8, 0)]), {}, now=NOON)
+    assert {one.demand.num_gpus for one in bare.drafts} == {0}, "no machine could ever hold it"
 
 
 def test_requests_that_wait_for_models_hold_back_only_what_asks_models() -> None:

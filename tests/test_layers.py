@@ -45,7 +45,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "retention": FILES | {"task", "settings", "spool", "archive", "packing"},
     "engine": {"errors", "text", "log", "llm", "worker", "shipping", "machine"},
     "nvml": set(),
-    "campaigns": FILES | {"task", "nvml"},
+    "campaigns": FILES | {"task", "nvml", "scheduler"},
     "hooks": FILES | {"apikey", "llm", "log", "settings"},
     "daemon": FILES
     | {

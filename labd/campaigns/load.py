@@ -16,9 +16,13 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from enum import IntEnum
 
+from labd.scheduler import Demand
+
 _MARGIN = 0.05
 _TEMPERATURE_MARGIN_C = 5.0
 _CPU_TIME_CONSTANT_S = 120.0
+_SLACK = 1e-6
+"""Sums of fractions such as 0.1 + 0.2 must still fit."""
 
 
 class Level(IntEnum):
@@ -155,19 +159,54 @@ def free_load(busy: float, total: float, given: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A node: what it has in all, how loaded it is, and how many tasks run there, whoever's they are."""
+    """A node: what it has in all, how loaded it is, and what tasks hold of it, whoever's they are.
+
+    `running`: how many tasks. `used_gpus`: the used part of each device of which something is used, from 0 to 1.
+    """
 
     num_cpus: float
     num_gpus: float
     level: Level = Level.NORMAL
     running: int = 0
+    used_cpus: float = 0.0
+    used_gpus: Sequence[float] = ()
+    home: bool = True
+    id: str = ""
+
+    def holding(self, demand: Demand, count: int) -> "Room":
+        """Give the node with so many more tasks of a size, for which there is room (`free_slots`)."""
+        used = [*self.used_gpus, *[0.0] * (int(self.num_gpus) - len(self.used_gpus))]
+        for _ in range(count if demand.num_gpus else 0):
+            # A fraction goes to the fullest device that has it, as Ray places it; whole ones to devices of their own.
+            part = min(1.0, demand.num_gpus)
+            able = [gpu for gpu, by in enumerate(used) if by + part <= 1 + _SLACK]
+            able.sort(key=lambda gpu: -used[gpu])
+            for gpu in able[: math.ceil(demand.num_gpus - _SLACK)]:
+                used[gpu] += part
+        cpus = self.used_cpus + count * demand.num_cpus
+        return replace(self, running=self.running + count, used_cpus=cpus, used_gpus=used)
 
 
-def slots_for(room: Room, num_cpus: float, num_gpus: float) -> int:
+def slots_for(room: Room, demand: Demand) -> int:
     """Give how many tasks of a size fit onto a node at once."""
-    by_cpu = room.num_cpus / num_cpus
-    by_gpu = room.num_gpus / num_gpus if num_gpus else math.inf
-    return int(min(by_cpu, by_gpu) + 1e-6)
+    return free_slots(replace(room, used_cpus=0.0, used_gpus=()), demand)
+
+
+def free_slots(room: Room, demand: Demand) -> int:
+    """Give how many tasks of a size fit onto a node beside what runs there."""
+    if demand.at_home and not room.home:
+        return 0
+    by_cpu = max(0.0, room.num_cpus - room.used_cpus) / demand.num_cpus
+    unused = [1.0] * (int(room.num_gpus) - len(room.used_gpus))
+    free = [*(1 - used for used in room.used_gpus), *unused]
+    if not demand.num_gpus:
+        by_gpu = math.inf
+    elif demand.num_gpus < 1:
+        by_gpu = sum(int(part / demand.num_gpus + _SLACK) for part in free)
+    else:
+        whole = sum(part >= 1 - _SLACK for part in free)
+        by_gpu = whole // math.ceil(demand.num_gpus - _SLACK)
+    return int(min(by_cpu, by_gpu) + _SLACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,23 +223,24 @@ class Concurrency:
     level: Level
 
 
-def concurrency(rooms: Sequence[Room], num_cpus: float, num_gpus: float) -> Concurrency:
+def concurrency(rooms: Sequence[Room], demand: Demand) -> Concurrency:
     """Give the recommended concurrency: the sum over the nodes, each at its own level.
 
-    What runs on a node counts there only, up to what fits: a node that others fill, or one at critical load whose tasks
-    go on, is no reason to leave another idle.
+    What runs on a node counts there only, by the CPUs and GPUs that it holds: a node that others fill, or one at critical
+    load whose tasks go on, is no reason to leave another idle, and work on CPUs is none to leave GPUs idle.
     """
-    fit, busy = dict.fromkeys(Level, 0), dict.fromkeys(Level, 0)
+    fit, left, busy = (dict.fromkeys(Level, 0) for _ in range(3))
     for room in rooms:
-        slots = slots_for(room, num_cpus, num_gpus)
+        slots = slots_for(room, demand)
         fit[room.level] += slots
+        left[room.level] += min(slots, free_slots(room, demand))
         busy[room.level] += min(room.running, slots)
     half = max(1, fit[Level.HIGH] // 2) if fit[Level.HIGH] else 0
     wanted = {Level.NORMAL: fit[Level.NORMAL], Level.HIGH: half, Level.CRITICAL: 0}
     total = sum(wanted.values())
     return Concurrency(
         recommended=total,
-        free=sum(max(0, wanted[level] - busy[level]) for level in Level),
+        free=sum(max(0, wanted[level] - (fit[level] - left[level])) for level in Level),
         busy=sum(busy.values()),
         level=max(wanted, key=lambda level: (wanted[level], -level)) if total else Level.CRITICAL,
     )

@@ -14,7 +14,7 @@ section 3, where the share is a probability. The square, which sharpens the pref
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,15 +228,17 @@ def pick(
     exploration: float,
     part: PartOfDay,
     level: Level,
+    among: Collection[str] | None = None,
 ) -> Pick:
     """Choose the arm of the next task.
 
     Args:
-        profiles: of each arm that may be chosen; one at least.
+        profiles: of each arm that has a share; one at least.
         picked: the last pick's `picked`.
         exploration: the share that is given out evenly.
         part: the part of the day.
         level: of the most loaded machine.
+        among: those that may be chosen now; all where it is not given. The others stay behind their shares, and come later.
 
     """
     weights = _weights(profiles, part, level)
@@ -244,7 +246,10 @@ def pick(
     counts = {arm: picked.get(arm, 0.0) for arm in profiles}
     total = math.fsum(counts.values()) + 1
     # Arms are compared by name at last, so that the order of a file decides nothing.
-    arm = max(sorted(profiles), key=lambda a: (share[a] * total - counts[a], weights[a]))
+    arm = max(
+        sorted(profiles if among is None else among),
+        key=lambda a: (share[a] * total - counts[a], weights[a]),
+    )
     counts = {a: _FORGET * count for a, count in counts.items()}
     counts[arm] += 1
     p = profiles[arm]

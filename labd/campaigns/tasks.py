@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from labd.campaigns.model import Campaign, Step
+from labd.scheduler import Demand
 from labd.task import task_id
 
 
@@ -16,6 +17,8 @@ class Draft:
 
     name: str
     text: str
+    demand: Demand
+    """What it asks a node for."""
 
     @property
     def id(self) -> str:
@@ -51,4 +54,11 @@ def draft(
     # A value as JSON is YAML too, and means the same to every reader of either.
     lines = (f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in keys.items())
     why = f"# Of the campaign {campaign.name}{f', step {step}' if step else ''}.\n"
-    return Draft(draft_name(campaign.name, step, instant, number), why + "".join(lines))
+    name = draft_name(campaign.name, step, instant, number)
+    return Draft(name, why + "".join(lines), demand_of(keys))
+
+
+def demand_of(keys: Mapping[str, Any]) -> Demand:
+    """Give what a task file of these keys asks a node for; prompts are for the lab's own machine."""
+    at_home = keys.get("kind") == "prompts"
+    return Demand(keys.get("num_cpus", 1.0), keys.get("num_gpus", 0.0), at_home=at_home)

@@ -5,7 +5,7 @@ is decided again, and its files are known by their names.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -48,6 +48,7 @@ from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once
 from labd.errors import ConfigError, LabdError, TaskFileError
 from labd.log import Logger
+from labd.scheduler import Demand
 from labd.settings import Home
 from labd.spool import Spool
 from labd.task import State, TaskSpec, parse_task, task_id
@@ -68,8 +69,8 @@ class Seen:
     """File names."""
     running: Sequence[str]
     """Ids."""
-    ready: int
-    """How many tasks wait for nothing but room, whoever's they are."""
+    waiting: Mapping[Demand, int]
+    """How many tasks wait for nothing but room, whoever's they are; see `labd.campaigns.Lab`."""
     nodes: Sequence[SeenNode]
 
 
@@ -97,8 +98,8 @@ class Campaigning:
         self._outcomes = BoundedLines(home.run_dir / OUTCOMES)
         self._kept = _Kept()
         self._loads = Loads(home)
-        self._others = 0
-        """How many tasks wait that are of no campaign."""
+        self._waiting: Counter[Demand] = Counter()
+        """What waits for room at this turn, with what the turn itself has added."""
         self._started = False
         self.next_s = 0.0
         """When there is something to do, by the monotonic clock."""
@@ -128,7 +129,7 @@ class Campaigning:
         else:
             self._loads.forget()
         queues = _queues(running, seen)
-        self._others = max(0, seen.ready - sum(len(q.pending) for q in queues.values()))
+        self._waiting = Counter(seen.waiting)
         changed: list[str] = []
         for campaign in sorted(running, key=lambda c: (-(c.spec.priority or 0), c.name)):
             changed += self._one(campaign, queues, seen, now, adds=campaign in adaptive)
@@ -183,7 +184,7 @@ class Campaigning:
             loads = self._loads
             lab = Lab(
                 rooms,
-                self._others + sum(len(q.pending) for q in queues.values()),
+                self._waiting,
                 loads.endpoints.calls,
                 loads.queue_level,
                 loads.endpoints.load.tokens_per_s,
@@ -212,7 +213,9 @@ class Campaigning:
                 known=lambda one: self._archive.knows(one) or bool(self._spool.where(one)),
                 put=self._spool.put,
             )
-            changed += [draft.name for draft in decision.drafts if draft.id in ids]
+            new = [draft for draft in decision.drafts if draft.id in ids]
+            changed += [draft.name for draft in new]
+            self._waiting.update(draft.demand for draft in new)
         self._make_reports_due(campaign, decision.notes)
         self._kept.memories[campaign.name] = decision.memory
         self._remembered.write(self._kept.memories)

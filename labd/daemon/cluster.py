@@ -11,6 +11,7 @@ from labd.daemon.loads import SeenNode
 from labd.engine.types import NodeInfo
 from labd.log import Logger
 from labd.scheduler import Barred, Node, Running
+from labd.scheduler.rooms import Room, rooms_of
 from labd.text import printable
 
 _MAX_NODES = 10_000
@@ -65,20 +66,25 @@ class Cluster:
     def seen(self, running: Sequence[Running]) -> list[SeenNode]:
         """Give the nodes that new tasks may go to, their load left aside, with what runs there."""
         self._read_drained()
+        nodes = [n for n in self.nodes if n.name not in self._drained and self._is_sound(n)]
+        free = rooms_of([self._as_node(n) for n in nodes], running)
         return [
-            SeenNode(
-                n.id,
-                n.name,
-                n.num_cpus,
-                n.num_gpus,
-                self.machines.get(n.id),
-                sum(task.node_id == n.id for task in running),
-                sum(task.demand.num_cpus for task in running if task.node_id == n.id),
-                sum(task.demand.num_gpus for task in running if task.node_id == n.id),
-            )
-            for n in self.nodes
-            if n.name not in self._drained and self._is_sound(n)
+            self._seen(n, free[n.id], [t for t in running if t.node_id == n.id]) for n in nodes
         ]
+
+    def _seen(self, node: NodeInfo, room: Room, tasks: Sequence[Running]) -> SeenNode:
+        return SeenNode(
+            node.id,
+            node.name,
+            node.num_cpus,
+            node.num_gpus,
+            self.machines.get(node.id),
+            len(tasks),
+            sum(task.demand.num_cpus for task in tasks),
+            sum(task.demand.num_gpus for task in tasks),
+            [1 - free for free in room.gpus.values()],
+            node.local,
+        )
 
     def why_none(self) -> str:
         """Say why no node is usable where there are nodes; empty where one is, or where there is none at all."""

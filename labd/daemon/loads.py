@@ -29,7 +29,7 @@ class SeenNode:
     """A node that new tasks may go to, its load left aside.
 
     `machine`: what it last said of itself, as `labd.engine.probe.Prober` has it. `running`: how many tasks hold `given_cpus`
-    and `given_gpus` of it.
+    and `given_gpus` of it; `used_gpus`: the used part of each device.
     """
 
     id: str
@@ -40,6 +40,8 @@ class SeenNode:
     running: int = 0
     given_cpus: float = 0.0
     given_gpus: float = 0.0
+    used_gpus: Sequence[float] = ()
+    home: bool = True
 
 
 class Loads:
@@ -83,7 +85,16 @@ class Loads:
     def rooms(self, nodes: Iterable[SeenNode]) -> list[Room]:
         """Give the nodes whose load is known, as the adaptive queue sees them."""
         return [
-            Room(node.num_cpus, node.num_gpus, self._nodes[node.id].level, node.running)
+            Room(
+                node.num_cpus,
+                node.num_gpus,
+                self._nodes[node.id].level,
+                node.running,
+                node.given_cpus,
+                node.used_gpus,
+                node.home,
+                node.id,
+            )
             for node in nodes
             if node.id in self._nodes
         ]

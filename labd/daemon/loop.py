@@ -266,7 +266,7 @@ class Daemon:
         seen = Seen(
             self._intake.names(),
             list(self._attempts.active),
-            len(self._intake.backlog),
+            self._intake.backlog.demands(),
             self._cluster.seen(self._attempts.running()),
         )
         for name in self._campaigning.turn(seen, datetime.fromtimestamp(time.time(), UTC)):

@@ -141,6 +141,14 @@ class Backlog:
         """Give the classes that wait at this priority, each oldest first and none empty."""
         return [line for owners in self.sizes(priority).values() for line in owners.values()]
 
+    def demands(self) -> dict[Demand, int]:
+        """Give how many tasks wait of each demand, that of the highest priority first."""
+        counts: dict[Demand, int] = {}
+        for priority in self.priorities():
+            for demand, owners in self.sizes(priority).items():
+                counts[demand] = counts.get(demand, 0) + sum(map(len, owners.values()))
+        return counts
+
     def is_head(self, task: Waiting) -> bool:
         """Tell whether the task waits and is the oldest of its class."""
         line = self.sizes(task.priority).get(task.demand, {}).get(task.owner, ())
