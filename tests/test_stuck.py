@@ -172,6 +172,31 @@ def test_what_is_not_looked_at_is_not_judged_and_a_first_look_proves_nothing() -
     assert again == late, "an old look came twice"
 
 
+@pytest.mark.parametrize(
+    ("here_s", "there_s"), [(7200.0, EVERY_S), (7200.0, 7200.0), (0.0, 7200.0)]
+)
+def test_time_in_which_a_machine_slept_or_was_not_heard_does_not_count(
+    here_s: float, there_s: float
+) -> None:
+    played = Played(runs=RUN)
+    played.idle(1)
+    played.now_s += here_s - EVERY_S
+    played.signs = replace(played.signs, at_s=played.signs.at_s + there_s - EVERY_S)
+    assert played.look() is None
+    assert played.standing.idle_s <= EVERY_S + LIMIT_S / 2
+    assert played.idle(5)[-1] == "end_run", "it is watched again"
+
+
+def test_a_worker_that_was_told_to_end_its_runs_has_its_moment_though_its_machine_sleeps() -> None:
+    played = Played(runs=RUN)
+    played.idle(6)
+    played.now_s += 5
+    played.standing = told_to_end(played.standing, played.now_s)
+    played.now_s += 7200
+    assert played.idle(3) == [""] * 3
+    assert "retry" in played.idle(6)
+
+
 def test_no_limit_is_no_limit() -> None:
     assert Played(limit_s=0.0).idle(1000) == [""] * 1000
 
@@ -212,7 +237,8 @@ def moves(tmp_path: Path) -> Iterator[Moves]:
 
 
 def test_the_daemon_ends_what_is_stuck_says_why_and_gives_up_in_the_end(moves: Moves) -> None:
-    at_work(moves, stuck_after="30s", max_retries=1)
+    at_work(moves, stuck_after="50s", max_retries=1)
+    look(moves)
     look(moves)
     assert "stuck" not in moves.events("x")
     look(moves)
@@ -222,10 +248,10 @@ def test_the_daemon_ends_what_is_stuck_says_why_and_gives_up_in_the_end(moves: M
     assert moves.path("pending/x.yaml").exists()
     stuck = moves.history("x").events[1]
     assert (stuck["recovery"], stuck["by"]) == ("retry", "rule")
-    assert stuck["evidence"][0] == "nothing has moved for 40 s (its limit: 30 s)"
+    assert stuck["evidence"][0] == "nothing has moved for 1 m 00 s (its limit: 50 s)"
     moves.clock.jump(2)
     moves.settle()
-    for _ in range(3):
+    for _ in range(4):
         look(moves)
     moves.engine.ack_cancel("x")
     moves.settle()
@@ -236,7 +262,7 @@ def test_the_daemon_ends_what_is_stuck_says_why_and_gives_up_in_the_end(moves: M
 
 
 def test_the_wall_clock_may_jump_and_silence_of_the_machine_is_no_evidence(moves: Moves) -> None:
-    at_work(moves, stuck_after="30s", timeout="10h")
+    at_work(moves, stuck_after="60s", timeout="10h")
     moves.clock.jump_wall(7 * 86400)
     for _ in range(3):
         look(moves, seconds=5)
@@ -244,6 +270,7 @@ def test_the_wall_clock_may_jump_and_silence_of_the_machine_is_no_evidence(moves
     look(moves, seconds=5)
     moves.clock.jump(3600)
     moves.settle()
+    look(moves)
     assert moves.events("x") == ["claimed"]
 
 
@@ -333,13 +360,13 @@ def test_a_worker_that_does_not_end_when_told_to_is_killed(moves: Moves) -> None
 
 def test_people_see_how_running_tasks_stand_and_recover_them_by_hand(moves: Moves) -> None:
     lab = People(moves.home)
-    at_work(moves, stuck_after="30s")
+    at_work(moves, stuck_after="50s")
     look(moves, output_bytes=5)
     look(moves, output_bytes=5)
     with moves.spool.held():
         stand = stand_of(lab, "x")
-        assert (stand.idle_s, stand.last_moved, stand.due_in_s) == (20, "output", 10)
-        assert (stand.recovery, stand.seen, stand.limit_s) == ("retry", True, 30)
+        assert (stand.idle_s, stand.last_moved, stand.due_in_s) == (20, "output", 30)
+        assert (stand.recovery, stand.seen, stand.limit_s) == ("retry", True, 50)
         ask(lab, stand)
     assert moves.events("x") == ["claimed"], "asking is only a file"
     look(moves, seconds=1, output_bytes=6)
