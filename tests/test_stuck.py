@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from labd import worker
+from labd.archive import Archive
 from labd.engine.probe import facts_of_this_node
-from labd.engine.remote import SCRATCH_VARIABLE
+from labd.engine.remote import SCRATCH_VARIABLE, run_away
 from labd.errors import LabdError, MoveRefused
 from labd.lab import Lab as People
 from labd.limits import TaskLimits
@@ -42,6 +43,7 @@ from labd.scheduler import (
     seen,
     told_to_end,
 )
+from labd.shipping import Store, StoreLimits
 from labd.template import load_template
 from labd.worker.boxes import RUNS, CappedSandbox
 from labd.worker.research import last_run_s, time_left
@@ -49,6 +51,7 @@ from tests.factories import make_template, task_text
 from tests.processes import wait_until
 from tests.servers.fixtures import running_ollama
 from tests.stepped import WELL
+from tests.storeprocess import job_of
 from tests.test_command import SANDBOX
 from tests.test_command import Lab as CommandLab
 from tests.test_llm_pool import HELLO, brokered, endpoint, options, pool
@@ -97,6 +100,7 @@ class Played:
         ("work_cpu_s", 0.2, True),
         ("work_cpu_s", 0.05, False),
         ("written_bytes", 1, True),
+        ("shipped_bytes", 1, True),
         ("own_cpu_s", 0.6, True),
         ("own_cpu_s", 0.4, False),
     ],
@@ -397,6 +401,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from labd import worker
+from labd.archive import Archive
 print(worker.run(json.loads(sys.argv[1]), [], signs=Path(sys.argv[2]))["outcome"])
 """
 
@@ -454,6 +459,56 @@ def _still(signs: Path) -> bool:
     before = signs_of(signs)
     time.sleep(1.5)
     return signs_of(signs) == before
+
+
+def test_an_attempt_on_another_node_has_its_signs_until_its_results_are_home(
+    tmp_path: Path,
+) -> None:
+    archive, scratch = Archive(tmp_path / "results"), tmp_path / "scratch"
+    archive.prepare()
+    archive.record("x", "claimed", attempt=1)
+    (archive.directory("x") / "model.bin").write_bytes(bytes(9 * 2**20))
+    store = Store(archive.root, StoreLimits(min_free_bytes=1))
+    seen_at: dict[str, list[dict[str, Any]]] = {}
+
+    def call(method: str, /, **data: Any) -> dict[str, Any]:
+        seen_at.setdefault(method, []).extend(worker.attempts_here(scratch / "signs", {}) or [{}])
+        return store.answer(method, **data)
+
+    text = "kind: prompts\ninput: nothing.txt\ntemplate: hello\nmodel: m\n"
+    job = job_of("x", 1, archive.root, task_text=text, node_id="n", num_gpus=0)
+    assert run_away(call, job, [], scratch)["error"]["code"] == "config", "it has no way to models"
+    assert {"read", "place"} <= set(seen_at), "it came and went home"
+    assert {one.get("task_id") for all_seen in seen_at.values() for one in all_seen} == {"x"}
+    first, last = seen_at["read"][0], seen_at["place"][-1]
+    assert last["shipped_bytes"] > first["shipped_bytes"] + 9 * 2**20
+    assert worker.attempts_here(scratch / "signs", {}) == []
+
+
+def test_a_worker_whose_disk_takes_no_line_says_nothing_and_not_what_it_said_before(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from labd.worker.signs import Beats\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "with Beats(Path(sys.argv[1])).during({'task_id': 'x', 'attempt': 1}, []):\n"
+        "    for limit in (0, resource.RLIM_INFINITY):\n"
+        "        input(); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    input()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert signs_of(tmp_path)["task_id"] == "x"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        wait_until(
+            lambda: not worker.attempts_here(tmp_path, {}), 30, "that it can't say anything"
+        )
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert signs_of(tmp_path)["task_id"] == "x"
+        process.kill()
 
 
 @pytest.mark.sandbox

@@ -38,6 +38,7 @@ class Signs:
             can't say anything.
         work_cpu_s, own_cpu_s: CPU time of the processes that the worker started, and of the worker.
         written_bytes: what those processes that live have written, to files and pipes.
+        shipped_bytes: what has travelled between this node and the lab's own for it, or was read for that.
         gpu_use: of the busiest of its GPUs, 0 to 1; None where nobody says.
         asks: requests to language models, and for GPUs that these fill, that are under way or wait for their turn.
         runs: names of the runs of an experiment that are under way.
@@ -52,6 +53,7 @@ class Signs:
     work_cpu_s: float = 0.0
     own_cpu_s: float = 0.0
     written_bytes: int = 0
+    shipped_bytes: int = 0
     gpu_use: float | None = None
     asks: int = 0
     runs: tuple[str, ...] = ()
@@ -137,6 +139,7 @@ def moved(before: Signs, after: Signs) -> str:
         or _used(before.own_cpu_s, after.own_cpu_s, own_share * elapsed_s),
         # A slow download takes hardly any CPU time.
         "a byte written": after.written_bytes > before.written_bytes,
+        "a byte shipped": after.shipped_bytes != before.shipped_bytes,
         "GPU use": (after.gpu_use or 0.0) > GPU_SHARE,
         # A server that is silent, or a queue, has a patience of its own; but a worker that is silent waits for nothing.
         "waiting for a language model": after.asks > 0 and _beats(before, after),
