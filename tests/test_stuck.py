@@ -382,16 +382,20 @@ def test_people_see_how_running_tasks_stand_and_recover_them_by_hand(moves: Move
 
 
 def test_a_node_where_a_task_was_stuck_is_avoided_as_long_as_another_could_hold_it() -> None:
-    def started(nodes: list[Node], held: list[Running]) -> list[str]:
+    def started(nodes: list[Node], held: list[Running], now_s: float = 599.0) -> list[str]:
         backlog = Backlog()
-        backlog.add(Waiting("x", 0, 1, Demand(1, 0, avoid=frozenset({"n1"})), "ann", 0.0))
-        shot = Snapshot(backlog, held, nodes, {}, 10.0, 1e9)
-        return [start.node_id for start in plan(shot).starts]
+        task = Waiting("x", 0, 1, Demand(1, 0, avoid=frozenset({"n1"})), "ann", 0.0)
+        backlog.add(task)
+        made = plan(Snapshot(backlog, held, nodes, {}, now_s, 600.0))
+        assert bool(made.reason(task)) is not bool(made.starts)
+        return [start.node_id for start in made.starts]
 
     one, two, small = (Node(f"n{i}", f"n{i}", cpus, 0) for i, cpus in ((1, 4), (2, 4), (3, 0.5)))
     busy = [Running("y", "n2", Demand(4, 0), "bob")]
     assert started([one, two], []) == ["n2"]
     assert started([one, two], busy) == [], "it waits for the other one"
+    assert started([one, two], busy, now_s=600.0) == ["n1"], "but not while its own idles"
+    assert started([one, two], [], now_s=600.0) == ["n2"]
     assert started([one], []) == started([one, small], []) == ["n1"]
 
 
