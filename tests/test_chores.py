@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,11 +17,10 @@ SLEEPS = "import time; print('began', flush=True); time.sleep(600)"
 DEADLINE_S = 20.0
 
 
-def chores(tmp_path: Path, script: str) -> Chores:
+def chores(tmp_path: Path, script: str, **more: float) -> Chores:
     program = (sys.executable, "-c", script)
-    return Chores(
-        tmp_path, structlog.get_logger(), log_path=tmp_path / "chores.log", program=program
-    )
+    log_path = tmp_path / "chores.log"
+    return Chores(tmp_path, structlog.get_logger(), log_path=log_path, program=program, **more)
 
 
 def turned(mine: Chores) -> list[Done]:
@@ -119,6 +119,48 @@ def test_closing_ends_what_is_under_way_and_says_so(tmp_path: Path) -> None:
     assert [one["event"] for one in log] == ["chore.started", "chore.failed"]
     assert not psutil.pid_exists(log[0]["pid"])
     assert mine.turn() == []
+
+
+def _says(path: Path) -> bool:
+    return path.read_text().endswith("\n")
+
+
+# A process that another one traces has not ended for its parent before the tracer has heard of it.
+HELD = """
+import ctypes, os, sys, time
+libc, parent, (r, w) = ctypes.CDLL(None, use_errno=True), os.getpid(), os.pipe()
+if not os.fork():
+    os.setsid()
+    os.read(r, 1)
+    print("held" if libc.ptrace(0x4206, parent, 0, 0) == 0 else "refused", flush=True)
+    deadline_s = time.monotonic() + 30
+    while not os.path.exists(sys.argv[-1]) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    os._exit(0)
+libc.prctl(0x59616D61, ctypes.c_ulong(2**64 - 1), 0, 0, 0)
+os.write(w, b"1")
+time.sleep(600)
+"""
+
+
+def test_closing_does_not_hang_on_what_cannot_be_killed_and_does_not_raise(tmp_path: Path) -> None:
+    let_go = tmp_path / "let go"
+    with structlog.testing.capture_logs() as log:
+        mine = chores(tmp_path, HELD, grace_s=0.1)
+        assert mine.start("one", [str(let_go)], timeout_s=600)
+        assert mine.start("other", [str(let_go)], timeout_s=600)
+        for name in ("one", "other"):
+            said = tmp_path / f"chores-{name}.log"
+            wait_for(partial(_says, said))
+            if said.read_text().strip() != "held":
+                pytest.skip("processes may not trace each other here")
+        mine.close()
+    let_go.touch()
+    assert [one["event"] for one in log][2:] == ["chore.unkillable"] * 2
+    done = turned(mine)
+    while len(done) < 2:
+        done += turned(mine)
+    assert {one.code for one in done} == {-9}
 
 
 def test_what_a_chore_prints_is_bounded_and_its_end_is_kept(tmp_path: Path) -> None:

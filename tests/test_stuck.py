@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from labd import worker
+from labd.archive import Archive
 from labd.engine.probe import facts_of_this_node
-from labd.engine.remote import SCRATCH_VARIABLE
+from labd.engine.remote import SCRATCH_VARIABLE, run_away
 from labd.errors import LabdError, MoveRefused
 from labd.lab import Lab as People
 from labd.limits import TaskLimits
@@ -42,6 +43,7 @@ from labd.scheduler import (
     seen,
     told_to_end,
 )
+from labd.shipping import Store, StoreLimits
 from labd.template import load_template
 from labd.worker.boxes import RUNS, CappedSandbox
 from labd.worker.research import last_run_s, time_left
@@ -49,6 +51,7 @@ from tests.factories import make_template, task_text
 from tests.processes import wait_until
 from tests.servers.fixtures import running_ollama
 from tests.stepped import WELL
+from tests.storeprocess import job_of
 from tests.test_command import SANDBOX
 from tests.test_command import Lab as CommandLab
 from tests.test_llm_pool import HELLO, brokered, endpoint, options, pool
@@ -97,6 +100,7 @@ class Played:
         ("work_cpu_s", 0.2, True),
         ("work_cpu_s", 0.05, False),
         ("written_bytes", 1, True),
+        ("shipped_bytes", 1, True),
         ("own_cpu_s", 0.6, True),
         ("own_cpu_s", 0.4, False),
     ],
@@ -172,6 +176,31 @@ def test_what_is_not_looked_at_is_not_judged_and_a_first_look_proves_nothing() -
     assert again == late, "an old look came twice"
 
 
+@pytest.mark.parametrize(
+    ("here_s", "there_s"), [(7200.0, EVERY_S), (7200.0, 7200.0), (0.0, 7200.0)]
+)
+def test_time_in_which_a_machine_slept_or_was_not_heard_does_not_count(
+    here_s: float, there_s: float
+) -> None:
+    played = Played(runs=RUN)
+    played.idle(1)
+    played.now_s += here_s - EVERY_S
+    played.signs = replace(played.signs, at_s=played.signs.at_s + there_s - EVERY_S)
+    assert played.look() is None
+    assert played.standing.idle_s <= EVERY_S + LIMIT_S / 2
+    assert played.idle(5)[-1] == "end_run", "it is watched again"
+
+
+def test_a_worker_that_was_told_to_end_its_runs_has_its_moment_though_its_machine_sleeps() -> None:
+    played = Played(runs=RUN)
+    played.idle(6)
+    played.now_s += 5
+    played.standing = told_to_end(played.standing, played.now_s)
+    played.now_s += 7200
+    assert played.idle(3) == [""] * 3
+    assert "retry" in played.idle(6)
+
+
 def test_no_limit_is_no_limit() -> None:
     assert Played(limit_s=0.0).idle(1000) == [""] * 1000
 
@@ -212,7 +241,8 @@ def moves(tmp_path: Path) -> Iterator[Moves]:
 
 
 def test_the_daemon_ends_what_is_stuck_says_why_and_gives_up_in_the_end(moves: Moves) -> None:
-    at_work(moves, stuck_after="30s", max_retries=1)
+    at_work(moves, stuck_after="50s", max_retries=1)
+    look(moves)
     look(moves)
     assert "stuck" not in moves.events("x")
     look(moves)
@@ -222,10 +252,10 @@ def test_the_daemon_ends_what_is_stuck_says_why_and_gives_up_in_the_end(moves: M
     assert moves.path("pending/x.yaml").exists()
     stuck = moves.history("x").events[1]
     assert (stuck["recovery"], stuck["by"]) == ("retry", "rule")
-    assert stuck["evidence"][0] == "nothing has moved for 40 s (its limit: 30 s)"
+    assert stuck["evidence"][0] == "nothing has moved for 1 m 00 s (its limit: 50 s)"
     moves.clock.jump(2)
     moves.settle()
-    for _ in range(3):
+    for _ in range(4):
         look(moves)
     moves.engine.ack_cancel("x")
     moves.settle()
@@ -247,7 +277,7 @@ def test_what_was_done_in_the_moment_when_it_was_told_to_end_is_done(moves: Move
 
 
 def test_the_wall_clock_may_jump_and_silence_of_the_machine_is_no_evidence(moves: Moves) -> None:
-    at_work(moves, stuck_after="30s", timeout="10h")
+    at_work(moves, stuck_after="60s", timeout="10h")
     moves.clock.jump_wall(7 * 86400)
     for _ in range(3):
         look(moves, seconds=5)
@@ -255,6 +285,7 @@ def test_the_wall_clock_may_jump_and_silence_of_the_machine_is_no_evidence(moves
     look(moves, seconds=5)
     moves.clock.jump(3600)
     moves.settle()
+    look(moves)
     assert moves.events("x") == ["claimed"]
 
 
@@ -344,13 +375,13 @@ def test_a_worker_that_does_not_end_when_told_to_is_killed(moves: Moves) -> None
 
 def test_people_see_how_running_tasks_stand_and_recover_them_by_hand(moves: Moves) -> None:
     lab = People(moves.home)
-    at_work(moves, stuck_after="30s")
+    at_work(moves, stuck_after="50s")
     look(moves, output_bytes=5)
     look(moves, output_bytes=5)
     with moves.spool.held():
         stand = stand_of(lab, "x")
-        assert (stand.idle_s, stand.last_moved, stand.due_in_s) == (20, "output", 10)
-        assert (stand.recovery, stand.seen, stand.limit_s) == ("retry", True, 30)
+        assert (stand.idle_s, stand.last_moved, stand.due_in_s) == (20, "output", 30)
+        assert (stand.recovery, stand.seen, stand.limit_s) == ("retry", True, 50)
         ask(lab, stand)
     assert moves.events("x") == ["claimed"], "asking is only a file"
     look(moves, seconds=1, output_bytes=6)
@@ -362,16 +393,20 @@ def test_people_see_how_running_tasks_stand_and_recover_them_by_hand(moves: Move
 
 
 def test_a_node_where_a_task_was_stuck_is_avoided_as_long_as_another_could_hold_it() -> None:
-    def started(nodes: list[Node], held: list[Running]) -> list[str]:
+    def started(nodes: list[Node], held: list[Running], now_s: float = 599.0) -> list[str]:
         backlog = Backlog()
-        backlog.add(Waiting("x", 0, 1, Demand(1, 0, avoid=frozenset({"n1"})), "ann", 0.0))
-        shot = Snapshot(backlog, held, nodes, {}, 10.0, 1e9)
-        return [start.node_id for start in plan(shot).starts]
+        task = Waiting("x", 0, 1, Demand(1, 0, avoid=frozenset({"n1"})), "ann", 0.0)
+        backlog.add(task)
+        made = plan(Snapshot(backlog, held, nodes, {}, now_s, 600.0))
+        assert bool(made.reason(task)) is not bool(made.starts)
+        return [start.node_id for start in made.starts]
 
     one, two, small = (Node(f"n{i}", f"n{i}", cpus, 0) for i, cpus in ((1, 4), (2, 4), (3, 0.5)))
     busy = [Running("y", "n2", Demand(4, 0), "bob")]
     assert started([one, two], []) == ["n2"]
     assert started([one, two], busy) == [], "it waits for the other one"
+    assert started([one, two], busy, now_s=600.0) == ["n1"], "but not while its own idles"
+    assert started([one, two], [], now_s=600.0) == ["n2"]
     assert started([one], []) == started([one, small], []) == ["n1"]
 
 
@@ -381,6 +416,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from labd import worker
+from labd.archive import Archive
 print(worker.run(json.loads(sys.argv[1]), [], signs=Path(sys.argv[2]))["outcome"])
 """
 
@@ -438,6 +474,56 @@ def _still(signs: Path) -> bool:
     before = signs_of(signs)
     time.sleep(1.5)
     return signs_of(signs) == before
+
+
+def test_an_attempt_on_another_node_has_its_signs_until_its_results_are_home(
+    tmp_path: Path,
+) -> None:
+    archive, scratch = Archive(tmp_path / "results"), tmp_path / "scratch"
+    archive.prepare()
+    archive.record("x", "claimed", attempt=1)
+    (archive.directory("x") / "model.bin").write_bytes(bytes(9 * 2**20))
+    store = Store(archive.root, StoreLimits(min_free_bytes=1))
+    seen_at: dict[str, list[dict[str, Any]]] = {}
+
+    def call(method: str, /, **data: Any) -> dict[str, Any]:
+        seen_at.setdefault(method, []).extend(worker.attempts_here(scratch / "signs", {}) or [{}])
+        return store.answer(method, **data)
+
+    text = "kind: prompts\ninput: nothing.txt\ntemplate: hello\nmodel: m\n"
+    job = job_of("x", 1, archive.root, task_text=text, node_id="n", num_gpus=0)
+    assert run_away(call, job, [], scratch)["error"]["code"] == "config", "it has no way to models"
+    assert {"read", "place"} <= set(seen_at), "it came and went home"
+    assert {one.get("task_id") for all_seen in seen_at.values() for one in all_seen} == {"x"}
+    first, last = seen_at["read"][0], seen_at["place"][-1]
+    assert last["shipped_bytes"] > first["shipped_bytes"] + 9 * 2**20
+    assert worker.attempts_here(scratch / "signs", {}) == []
+
+
+def test_a_worker_whose_disk_takes_no_line_says_nothing_and_not_what_it_said_before(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import resource, signal, sys; from pathlib import Path; from labd.worker.signs import Beats\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "with Beats(Path(sys.argv[1])).during({'task_id': 'x', 'attempt': 1}, []):\n"
+        "    for limit in (0, resource.RLIM_INFINITY):\n"
+        "        input(); resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "    input()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert signs_of(tmp_path)["task_id"] == "x"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        wait_until(
+            lambda: not worker.attempts_here(tmp_path, {}), 30, "that it can't say anything"
+        )
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert signs_of(tmp_path)["task_id"] == "x"
+        process.kill()
 
 
 @pytest.mark.sandbox

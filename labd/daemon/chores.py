@@ -52,7 +52,8 @@ class Chores:
     """What of one home is under way. Each chore has a session of its own, the lowest claim on CPUs, and an end.
 
     `log_path`: what a chore prints goes to a file beside this one, with the chore's name in its name; it is kept from
-    the last start only, and at most 1 MiB of it. `program`: what to run instead of `labd`.
+    the last start only, and at most 1 MiB of it. `program`: what to run instead of `labd`. `grace_s`: how long one that was
+    told to end has for it, and one that was killed.
     """
 
     def __init__(
@@ -62,9 +63,11 @@ class Chores:
         *,
         log_path: Path,
         program: Sequence[str] = _PROGRAM,
+        grace_s: float = _GRACE_S,
     ) -> None:
         self._command = [*program, "--home", str(home_root)]
         self._log, self._once, self._log_path = log, Once(log), log_path
+        self._grace_s = grace_s
         self._under_way: dict[str, _UnderWay] = {}
 
     @property
@@ -97,24 +100,35 @@ class Chores:
         for name, chore in list(self._under_way.items()):
             _bound(chore.output)
             if chore.process.poll() is None:
-                _end_late(chore)
+                self._end_late(chore)
             else:
                 done.append(self._ended(name, chore))
         return done
 
     def close(self) -> None:
-        """End what is under way: asked first, killed after some seconds."""
+        """End what is under way: asked first, killed after some seconds; what the kernel does not let go is left to itself."""
         for chore in self._under_way.values():
             if chore.process.poll() is None:
                 _signal(chore, signal.SIGTERM)
-        deadline_s = time.monotonic() + _GRACE_S
-        for chore in self._under_way.values():
-            try:
-                chore.process.wait(max(0.0, deadline_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal(chore, signal.SIGKILL)
-                chore.process.wait(_GRACE_S)
+        late = self._outlive(list(self._under_way))
+        for name in late:
+            _signal(self._under_way[name], signal.SIGKILL)
+        for name in self._outlive(late):
+            # The kernel may hold it, at a disk that does not answer. Its lock keeps a second one from starting beside it.
+            pid = self._under_way[name].process.pid
+            self._log.error("chore.unkillable", chore=name, pid=pid, waited_s=self._grace_s)
         self.turn()
+
+    def _outlive(self, names: Sequence[str]) -> list[str]:
+        """Wait a moment for these to end; give those that have not."""
+        deadline_s = time.monotonic() + self._grace_s
+        late = []
+        for name in names:
+            try:
+                self._under_way[name].process.wait(max(0.0, deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                late.append(name)
+        return late
 
     def _run(self, output: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         try:
@@ -130,6 +144,15 @@ class Chores:
             raise
         os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
         return process
+
+    def _end_late(self, chore: _UnderWay) -> None:
+        now_s = time.monotonic()
+        if chore.told_to_end_s is None:
+            if now_s - chore.began_s > chore.timeout_s:
+                chore.told_to_end_s = now_s
+                _signal(chore, signal.SIGTERM)
+        elif now_s - chore.told_to_end_s > self._grace_s:
+            _signal(chore, signal.SIGKILL)
 
     def _ended(self, name: str, chore: _UnderWay) -> Done:
         del self._under_way[name]
@@ -160,16 +183,6 @@ def _locked(path: Path) -> int | None:
         os.close(output)
         raise
     return output
-
-
-def _end_late(chore: _UnderWay) -> None:
-    now_s = time.monotonic()
-    if chore.told_to_end_s is None:
-        if now_s - chore.began_s > chore.timeout_s:
-            chore.told_to_end_s = now_s
-            _signal(chore, signal.SIGTERM)
-    elif now_s - chore.told_to_end_s > _GRACE_S:
-        _signal(chore, signal.SIGKILL)
 
 
 def _signal(chore: _UnderWay, number: signal.Signals) -> None:

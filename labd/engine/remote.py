@@ -58,7 +58,8 @@ def run_job(
     setproctitle(f"ray::labd:{job['task_id']}#{job['attempt']} {job['results_dir']}")
     gpus = [int(gpu) for gpu in ray.get_gpu_ids()] if job["num_gpus"] else []
     if archive is not None:
-        return _run_away(job, gpus, _scratch(lab["lab"]), archive, models)
+        call = calls_to(archive, "the archive")
+        return run_away(call, job, gpus, _scratch(lab["lab"]), broker=_broker(models))
     _follow(lab["owner_pid"])
     signs = signs_directory(lab, away=False)
     with sharing_lock(Path(lab["lock_path"])):
@@ -136,14 +137,33 @@ def _broker(models: Any) -> Call | None:
     return None if models is None else calls_to(models, "the broker of models", apart=["listen"])
 
 
-def _run_away(
-    job: dict[str, Any], gpus: list[int], scratch: Path, archive: Any, models: Any
+def run_away(
+    call: Call,
+    job: dict[str, Any],
+    gpus: list[int],
+    scratch: Path,
+    *,
+    broker: Call | None = None,
 ) -> dict[str, Any]:
-    """Run an attempt on a node that has no file system in common with the lab's own."""
-    from labd import worker  # noqa: PLC0415 - as in `run_job`
-    from labd.shipping import Mirror  # noqa: PLC0415 - as in `run_job`
+    """Run an attempt on a node that has no file system in common with the lab's own; give its outcome.
 
-    call = calls_to(archive, "the archive")
+    It has its signs from before its files come here until its results are home: that may take longer than the work.
+
+    Args:
+        call: to the archive, see `labd.shipping.link.Call`.
+        job: the attempt.
+        gpus: as in `labd.worker.run`.
+        scratch: this node's directory for this lab.
+        broker: as `models` in `labd.worker.run`.
+
+    Raises:
+        LabdError: not all results came home.
+
+    """
+    from labd import worker  # noqa: PLC0415 - as in `run_job`
+    from labd.shipping import SHIPPED, Mirror  # noqa: PLC0415 - as in `run_job`
+
+    signs = scratch / _SIGNS
     mine = threading.current_thread()
 
     def end(error: LabdError) -> None:
@@ -152,10 +172,11 @@ def _run_away(
             sys.stderr.write(f"labd: {job['task_id']}#{job['attempt']} ends: {error}\n")
             os._exit(1)
 
-    with Mirror(call, job, scratch / "attempts", on_lost=end) as mirror:
-        return worker.run(
-            mirror.job, gpus, mirror.on_step, models=_broker(models), signs=scratch / _SIGNS
-        )
+    with (
+        worker.saying(signs, job, gpus, shipped=SHIPPED.bytes),
+        Mirror(call, job, scratch / "attempts", on_lost=end) as mirror,
+    ):
+        return worker.run(mirror.job, gpus, mirror.on_step, models=broker, signs=signs)
 
 
 def scratch_root() -> Path:

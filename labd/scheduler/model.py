@@ -16,7 +16,7 @@ class Demand:
     at_home: bool = False
     """Whether it can run on the lab's own machine only."""
     avoid: frozenset[str] = frozenset()
-    """Ids of nodes that it goes to only where no other could hold it."""
+    """Ids of nodes that it goes to only where no other could hold it, or none had room for `Snapshot.reserve_after_s`."""
 
     def __str__(self) -> str:
         parts = [amount(self.num_gpus, "GPU")] if self.num_gpus else []
@@ -171,7 +171,7 @@ class Snapshot:
         nodes: where tasks can run.
         usage: past use by owner, as `decayed` gives it.
         now_s: the present monotonic time, the clock of `Waiting.seen_s`.
-        reserve_after_s: after this wait a node is kept free for a big request.
+        reserve_after_s: after this wait a node is kept free for a big request, and none is avoided any more.
         hold: a reason to start nothing at all, or empty.
         reserved: the `Plan.reserved` of the last plan.
         barred: the machines that get no new tasks now, for people to be told; `nodes` has none of them.

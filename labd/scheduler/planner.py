@@ -3,6 +3,7 @@
 import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from labd.scheduler.model import Backlog, Demand, Running, Snapshot, Start, Waiting, age
 from labd.scheduler.rooms import Room, rooms_of, soonest
@@ -19,6 +20,7 @@ class Planner:
         self.kept: dict[str, Waiting] = {}
         self.starts: list[Start] = []
         self.started: dict[str, Running] = {}
+        self._due_s = snapshot.now_s - snapshot.reserve_after_s
         self._failed: set[Demand] = set()  # rooms only shrink: what failed once fails again
 
     def run(self) -> None:
@@ -28,6 +30,12 @@ class Planner:
             self._keep_promises(priority)
             self._keep_for_the_big(priority, smallest[priority])
             self._fill(priority)
+
+    def wanted(self, task: Waiting) -> Demand:
+        """Give what a task asks for now: after the wait of a big request it takes the nodes, too, that it avoided."""
+        if not task.demand.avoid or task.seen_s > self._due_s:
+            return task.demand
+        return replace(task.demand, avoid=frozenset())
 
     def _keep_promises(self, priority: int) -> None:
         """Start each task that a node is kept for where it fits, or keep the node on."""
@@ -39,18 +47,18 @@ class Planner:
             if self._start(task):
                 continue
             free = node_id in self.rooms and node_id not in self.kept
-            if free and self.rooms[node_id].able(task.demand):
+            if free and self.rooms[node_id].able(self.wanted(task)):
                 self.kept[node_id] = task
 
     def _keep_for_the_big(self, priority: int, smallest: Demand) -> None:
         """Keep a node for the first task of each size that has waited too long and that smaller ones pass."""
-        due = self.snapshot.now_s - self.snapshot.reserve_after_s
         first: list[Waiting] = []
         for size, owners in self.snapshot.backlog.sizes(priority).items():
             passable = size.num_cpus > smallest.num_cpus or size.num_gpus > smallest.num_gpus
             if passable and self._place(size) is None:
                 heads = [head for line in owners.values() for head in self._head(line)]
-                if any(head.seen_s <= due for head in heads):
+                late = [head for head in heads if head.seen_s <= self._due_s]
+                if late and self._place(self.wanted(late[0])) is None:
                     first.append(min(heads, key=self._order))
         for task in sorted(first, key=self._order):
             if all(task.key != kept.key for kept in self.kept.values()):
@@ -60,7 +68,7 @@ class Planner:
         able = [
             room
             for node_id, room in self.rooms.items()
-            if node_id not in self.kept and room.able(task.demand)
+            if node_id not in self.kept and room.able(self.wanted(task))
         ]
         if able:
             self.kept[soonest(able, task.demand).node.id] = task
@@ -70,7 +78,7 @@ class Planner:
         heap = [
             (*self._order(line[0]), 0, line)
             for size, owners in self.snapshot.backlog.sizes(priority).items()
-            if self._place(size) is not None
+            if size.avoid or self._place(size) is not None
             for line in owners.values()
         ]
         heapq.heapify(heap)
@@ -85,7 +93,9 @@ class Planner:
                 heapq.heapreplace(heap, (*self._order(line[index + 1]), index + 1, line))
 
     def _start(self, task: Waiting) -> bool:
-        place = None if len(self.starts) >= self.max_starts else self._place(task.demand)
+        if len(self.starts) >= self.max_starts:
+            return False
+        place = self._place(task.demand) or self._place(self.wanted(task))
         if place is None:
             return False
         room, gpus = place

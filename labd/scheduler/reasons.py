@@ -39,10 +39,10 @@ class Plan:
         if task.key in self._planner.started:
             return ""
         node_id = self.reserved.get(task.key)
-        room = self._planner.rooms.get(node_id or "")
-        if room is not None and room.fit(task.demand) is None and not self._snapshot.hold:
-            return f"{self._shortage(task.demand, room)}; {room.node.name} is kept free for it"
-        kind = (task.priority, task.demand)
+        room, demand = self._planner.rooms.get(node_id or ""), self._planner.wanted(task)
+        if room is not None and room.fit(demand) is None and not self._snapshot.hold:
+            return f"{self._shortage(demand, room)}; {room.node.name} is kept free for it"
+        kind = (task.priority, demand)
         if kind not in self._texts:
             self._texts[kind] = self._why(*kind)
         return self._texts[kind] or f"waits for its turn: {self._ahead(task)} before it"

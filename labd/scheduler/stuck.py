@@ -1,6 +1,6 @@
 """When work is stuck and what is done about it: pure rules over what was seen of an attempt, look by look.
 
-Only differences count: of counters between two looks, and of the monotonic time at which these came. A look that did
+Only differences count: of counters between two looks, and of the machine's monotonic time between them. A look that did
 not come is no evidence.
 """
 
@@ -22,6 +22,8 @@ OWN_SHARE_PER_RUN = 0.1
 GPU_SHARE = 0.01
 MAX_REACTION_S = 60.0
 """After so long, or its limit where that is shorter, a worker that was told to end its runs and moves nothing is stuck itself."""
+MAX_APART_S = 60.0
+"""So much of the time between two looks counts, or half of the limit where that is shorter: what a GPU did in a longer one, nobody saw."""
 BASELINE = "baseline"
 """How the names of runs begin without which there is no study."""
 
@@ -36,6 +38,7 @@ class Signs:
             can't say anything.
         work_cpu_s, own_cpu_s: CPU time of the processes that the worker started, and of the worker.
         written_bytes: what those processes that live have written, to files and pipes.
+        shipped_bytes: what has travelled between this node and the lab's own for it, or was read for that.
         gpu_use: of the busiest of its GPUs, 0 to 1; None where nobody says.
         asks: requests to language models, and for GPUs that these fill, that are under way or wait for their turn.
         runs: names of the runs of an experiment that are under way.
@@ -50,6 +53,7 @@ class Signs:
     work_cpu_s: float = 0.0
     own_cpu_s: float = 0.0
     written_bytes: int = 0
+    shipped_bytes: int = 0
     gpu_use: float | None = None
     asks: int = 0
     runs: tuple[str, ...] = ()
@@ -61,7 +65,7 @@ class Standing:
 
     Attributes:
         limit_s: for how long nothing may move; 0: for ever.
-        moved_s: when something last moved, or it was first looked at.
+        moved_s: when something last moved, or it was first looked at; later by all the time that nobody watched it.
         what: what that was.
         looked_s: when it was last looked at.
         signs: what that look saw.
@@ -82,7 +86,7 @@ class Standing:
 
     @property
     def idle_s(self) -> float:
-        """For how long nothing had moved when it was last looked at."""
+        """For how long, of the time that it was watched, nothing had moved when it was last looked at."""
         return max(0.0, self.looked_s - self.moved_s)
 
     @property
@@ -115,9 +119,12 @@ def seen(standing: Standing, signs: Signs, now_s: float) -> Standing:
         return replace(standing, signs=signs, looked_s=now_s, moved_s=now_s, alive=True)
     if signs.at_s == before.at_s:
         return standing
-    what = moved(before, signs)
     after = replace(standing, signs=signs, looked_s=now_s, alive=_beats(before, signs))
-    return replace(after, moved_s=now_s, what=what, asked_s=None) if what else after
+    if what := moved(before, signs):
+        return replace(after, moved_s=now_s, what=what, asked_s=None)
+    still_s = _watched_s(standing, signs.at_s - before.at_s)
+    asked_s = None if standing.asked_s is None else _asked_s(standing, still_s, now_s)
+    return replace(after, moved_s=now_s - standing.idle_s - still_s, asked_s=asked_s)
 
 
 def moved(before: Signs, after: Signs) -> str:
@@ -132,6 +139,7 @@ def moved(before: Signs, after: Signs) -> str:
         or _used(before.own_cpu_s, after.own_cpu_s, own_share * elapsed_s),
         # A slow download takes hardly any CPU time.
         "a byte written": after.written_bytes > before.written_bytes,
+        "a byte shipped": after.shipped_bytes != before.shipped_bytes,
         "GPU use": (after.gpu_use or 0.0) > GPU_SHARE,
         # A server that is silent, or a queue, has a patience of its own; but a worker that is silent waits for nothing.
         "waiting for a language model": after.asks > 0 and _beats(before, after),
@@ -197,6 +205,22 @@ def _may_end_runs(standing: Standing) -> bool:
     if signs is None or not standing.alive or standing.ended_runs:
         return False
     return bool(signs.runs) and not any(name.startswith(BASELINE) for name in signs.runs)
+
+
+def _watched_s(standing: Standing, apart_s: float) -> float:
+    """Give how much of the time between two looks, by the machine's own clock, stands for no movement.
+
+    That clock stops where the machine sleeps. Of a long time without a look only what comes after a usual one counts.
+    """
+    most_s = min(MAX_APART_S, standing.limit_s / 2) if standing.limit_s else MAX_APART_S
+    return min(max(0.0, apart_s), most_s)
+
+
+def _asked_s(standing: Standing, still_s: float, now_s: float) -> float:
+    """Give since when, of the time that was watched, its runs have been told to end."""
+    asked_s = now_s if standing.asked_s is None else standing.asked_s
+    before_s = max(0.0, standing.looked_s - asked_s)
+    return now_s - before_s - min(still_s, max(0.0, now_s - max(asked_s, standing.looked_s)))
 
 
 def _used(before_s: float, after_s: float, least_s: float) -> bool:

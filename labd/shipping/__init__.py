@@ -14,8 +14,10 @@ from labd.shipping.model import (
     StoreLimits,
 )
 from labd.shipping.store import Store
+from labd.shipping.tally import SHIPPED
 
 __all__ = [
+    "SHIPPED",
     "Call",
     "Fenced",
     "LinkLost",

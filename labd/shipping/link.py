@@ -7,6 +7,7 @@ from typing import Any
 
 from labd.errors import Busy, LabdError
 from labd.shipping.model import LinkLost, error_from_data
+from labd.shipping.tally import SHIPPED
 from labd.text import printable
 
 Call = Callable[..., dict[str, Any]]
@@ -63,5 +64,6 @@ class Link:
             )
             return None, lost
         if "value" in reply:
+            SHIPPED.answered(data, reply["value"])
             return reply["value"], None
         return None, error_from_data(reply["error"])

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labd.shipping.model import MAX_DEPTH, Parts, path_problem
+from labd.shipping.tally import SHIPPED
 
 OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -131,6 +132,7 @@ def digest_of_first(fd: int, size_bytes: int) -> str:
         if not piece:
             break
         running.update(piece)
+        SHIPPED.read(len(piece))
         offset += len(piece)
     return running.hexdigest()
 

@@ -74,7 +74,11 @@ def run(
     started = utc_now()
     clock = time.monotonic()
     LIMITS_HIT.clear()
-    with _pool(job, models) as pool, _beats(signs, job, gpus, pool):
+    results = Path(job["results_dir"])
+    with (
+        _pool(job, models) as pool,
+        saying(signs, job, gpus, results=results, asks=lambda: 0 if pool is None else pool.asks),
+    ):
         did = _guarded(lambda: _attempt(job, gpus, on_step, clock, pool))
     if did.disturbed:
         # A killed helper process may be the first sign of everything being killed: then this process
@@ -214,18 +218,27 @@ def _pool(job: Mapping[str, Any], models: "Call | None") -> Iterator["Pool | Non
 
 
 @contextmanager
-def _beats(
-    directory: Path | None, job: Mapping[str, Any], gpus: Sequence[int], pool: "Pool | None"
+def saying(
+    directory: Path | None,
+    job: Mapping[str, Any],
+    gpus: Sequence[int],
+    *,
+    results: Path | None = None,
+    asks: Callable[[], int] | None = None,
+    shipped: Callable[[], int] | None = None,
 ) -> Iterator[None]:
-    """Say for the length of a block, for others on this node, that this process has the attempt."""
+    """Say for the length of a block, for others on this node, that this process has the attempt.
+
+    `directory`: as `signs` in `run`; the other arguments: see `labd.worker.signs.Beats.during`. One block may be inside another.
+    """
     if directory is not None and _kept.beats is None:
-        # Without a file for them the signs are missing, and the work can still be done.
+        # Without a file for them the signs are missing, which is no evidence of anything, and the work can still be done.
         with suppress(OSError):
             _kept.beats = Beats(directory)
     if _kept.beats is None:
         yield
         return
-    with _kept.beats.during(job, gpus, lambda: 0 if pool is None else pool.asks):
+    with _kept.beats.during(job, gpus, results=results, asks=asks, shipped=shipped):
         yield
 
 

@@ -6,6 +6,7 @@ by a file beside that, or by its process id.
 Source: proc_pid_stat(5), field 22; pidfd_open(2).
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,42 @@ _MAX_NAMES = 20
 _SUFFIX, _ASKED = ".json", ".ask"
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a process says of itself; `facts` never change."""
+
+    facts: Mapping[str, Any]
+    results: Path | None
+    asks: Callable[[], int]
+    shipped: Callable[[], int]
+
+    def line(self, beats: int) -> bytes:
+        """Give how it stands, in less than `_LINE_BYTES`; of the names of runs only as many as there is room for."""
+        runs = RUNS.under_way()
+        names = [run.name[:100] for run in runs[:_MAX_NAMES]]
+        facts = {
+            **self.facts,
+            "beats": beats,
+            "journal_bytes": self._size(JOURNAL),
+            "log_bytes": self._size(LOG),
+            "output_bytes": self._size(OUTPUT) + sum(_size(run.log) for run in runs),
+            "asks": self.asks(),
+            "shipped_bytes": self.shipped(),
+        }
+        while True:
+            line = json.dumps({**facts, "runs": names}).encode()
+            if len(line) < _LINE_BYTES or not names:
+                return line
+            names.pop()
+
+    def _size(self, name: str) -> int:
+        return 0 if self.results is None else _size(self.results / name)
+
+
 class Beats:
     """What a process says of its attempt, in a file of its own in a directory, made if missing.
+
+    The file is locked for as long as it can be written, so that an old line is never taken for a process that stands still.
 
     Raises:
         OSError: the disk would not take it.
@@ -42,32 +78,44 @@ class Beats:
         self._asked = path.with_suffix(_ASKED)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._mutex = threading.Lock()
-        self._said: dict[str, Any] | None = None
-        self._sizes: dict[str, Path] = {}
-        self._asks: Callable[[], int] = lambda: 0
+        self._said: _Said | None = None
         self._number = 0
+        self._locked = False
         self._busy = threading.Event()
         threading.Thread(target=self._beat, name="beats", daemon=True).start()
 
     @contextmanager
     def during(
-        self, job: Mapping[str, Any], gpus: Sequence[int], asks: Callable[[], int]
+        self,
+        job: Mapping[str, Any],
+        gpus: Sequence[int],
+        *,
+        results: Path | None = None,
+        asks: Callable[[], int] | None = None,
+        shipped: Callable[[], int] | None = None,
     ) -> Iterator[None]:
-        """Say for the length of a block that this process has an attempt. `asks`: see `labd.scheduler.Signs`."""
-        results = Path(job["results_dir"])
+        """Say for the length of a block that this process has an attempt; a block inside it says more, and then this one again.
+
+        `results`: where its files grow on this node. `asks`, `shipped`: see `labd.scheduler.Signs`; what a block does not have, it
+        takes from the one around it.
+        """
+        facts = {"task_id": job["task_id"], "attempt": job["attempt"], "gpus": list(gpus)}
         with self._mutex:
-            self._sizes = {name: results / name for name in (JOURNAL, LOG, OUTPUT)}
-            self._asks = asks
-            who = {"task_id": job["task_id"], "attempt": job["attempt"]}
-            self._said = {**who, "gpus": list(gpus)}
-            self._write()
+            before = self._said
+            around = before or _Said(facts, None, _none, _none)
+            said = _Said(facts, results, asks or around.asks, shipped or around.shipped)
+            self._say(said)
         self._busy.set()
         try:
             yield
         finally:
             with self._mutex:
-                self._said = None
-                self._write()
+                self._say(before)
+
+    def _say(self, said: _Said | None) -> None:
+        """Say this from now on; with the lock held."""
+        self._said = said
+        self._write()
 
     def _beat(self) -> None:
         while self._busy.wait():
@@ -80,24 +128,20 @@ class Beats:
             time.sleep(_BEAT_S)
 
     def _write(self) -> None:
-        """Say how it stands; with the lock held. A disk that is full shows elsewhere."""
+        """Say how it stands, or by giving up the lock that it can't; with the mutex held. A disk that is full shows elsewhere."""
         self._number += 1
-        facts: dict[str, Any] = {}
-        if self._said is not None:
-            runs = RUNS.under_way()
-            facts = {
-                **self._said,
-                "beats": self._number,
-                "journal_bytes": _size(self._sizes[JOURNAL]),
-                "log_bytes": _size(self._sizes[LOG]),
-                "output_bytes": _size(self._sizes[OUTPUT]) + sum(_size(run.log) for run in runs),
-                "asks": self._asks(),
-                "runs": [run.name[:100] for run in runs[:_MAX_NAMES]],
-            }
-        line = json.dumps(facts).encode()
-        if len(line) < _LINE_BYTES:
+        line = b"{}" if self._said is None else self._said.line(self._number)
+        try:
+            os.pwrite(self._fd, line.ljust(_LINE_BYTES), 0)
+            if not self._locked:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._locked = True
+        except BlockingIOError:
+            return  # somebody is reading: the next beat locks it
+        except OSError:
+            self._locked = False
             with suppress(OSError):
-                os.pwrite(self._fd, line.ljust(_LINE_BYTES), 0)
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _hear(self) -> None:
         """Do what another process on this node asks of this one."""
@@ -106,7 +150,7 @@ class Beats:
             return
         self._asked.unlink(missing_ok=True)
         with self._mutex:
-            mine = self._said is not None and _same(self._said, asked)
+            mine = self._said is not None and _same(self._said.facts, asked)
         if mine:
             RUNS.end_stuck()
 
@@ -114,12 +158,14 @@ class Beats:
 def attempts_here(directory: Path, gpu_use: Mapping[int, float]) -> list[dict[str, Any]]:
     """Give the attempts that workers on this node have: ``task_id``, ``attempt``, and what `labd.scheduler.Signs` has.
 
+    One whose worker can't say how it stands is left out.
+
     Args:
         directory: of `Beats`; files of processes that are gone are removed.
         gpu_use: how busy each GPU is now, by its index, 0 to 1.
 
     """
-    said = {pid: facts for pid, _, facts in _said(directory)}
+    said = {pid: facts for pid, path, facts in _said(directory) if _is_written(path)}
     used = _used_by(said) if said else {}
     found = []
     for pid, facts in said.items():
@@ -142,6 +188,22 @@ def reach(directory: Path, task_id: str, attempt: int, how: str) -> bool:
             write_json(path.with_suffix(_ASKED), wanted, durable=False)
         return True
     return False
+
+
+def _is_written(path: Path) -> bool:
+    """Say whether its process can write to a file, and so keeps it locked."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _none() -> int:
+    return 0
 
 
 def _kill(pid: int, path: Path) -> None:
