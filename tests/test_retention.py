@@ -496,3 +496,33 @@ def test_settings_of_retention_that_would_surprise_are_refused(tmp_path: Path) -
     ):
         with pytest.raises(ConfigError, match="retention"):
             write_settings(tmp_path, retention={"done": wrong})
+
+
+def _deep(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+
+
+def test_a_tree_that_cannot_be_measured_stops_no_other_and_is_pruned(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, failed={"prune_after": "1d"}, done={"compress_after": "1d"})
+    good, hostile = (add(home, name, State.FAILED) for name in ("good", "hostile"))
+    whole = add(home, "whole")
+    _deep(hostile / "runs")
+    _deep(whole / "runs")
+    keeper = Keeper(home)
+    plan = keeper.plan(keeper.rules, soon())
+    assert {note.partition(": not all of it can be measured: ")[0] for note in plan.notes} == {
+        "whole",
+        "hostile",
+    }
+    problems = {one.action.id: one.problem for one in keeper.carry_out(plan.actions)}
+    assert problems.pop("whole").endswith("runs: directories are too deep")
+    assert problems == {"good": "", "hostile": ""}
+    assert not (good / "runs").exists()
+    assert not (hostile / "runs").exists()
+    assert (whole / "runs" / "data").exists()

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from labd.settings import Home, RetentionRule
 from labd.spool import Entry, Spool
 from labd.task import State, TaskFile, parse_task
 from labd.text import printable
-from labd.trees import remove_tree, size_of
+from labd.trees import measure, remove_tree, size_of
 
 _LOCK = ".lock"
 _OLD_JOURNAL = "journal.pruned.jsonl"
@@ -58,33 +58,36 @@ class Keeper:
         return {state: _rule(one) for state, one in found.items() if one is not None}
 
     def plan(self, rules: Mapping[State, Rule], now_s: float) -> Plan:
-        """Give what these rules do now; changes nothing.
+        """Give what these rules do now; changes nothing. What can't be looked at stays, and the rest goes on.
 
         Raises:
-            OSError: results/ or the spool can't be looked at.
+            OSError: the spool can't be looked at.
 
         """
         named = self._named.look()
-        found = [
-            task
-            for state, rule in rules.items()
-            for entry in self._spool.entries(state)
-            if (task := self._finished(state, entry, rule, now_s, named)) is not None
-        ]
-        return decide(found, rules, now_s)
+        found: list[Finished] = []
+        unseen: dict[str, str] = {}
+        for state, rule in rules.items():
+            for entry in self._spool.entries(state):
+                try:
+                    found += self._finished(state, entry, rule, now_s, named)
+                except (LabdError, OSError) as error:
+                    unseen[entry.id] = f"can't be looked at: {printable(str(error), 200)}"
+        plan = decide(found, rules, now_s)
+        return replace(plan, kept={**plan.kept, **unseen})
 
     def carry_out(self, actions: Sequence[Action]) -> Iterator[Done]:
         """Do one after the other, and give what became of each; what can't be done now is left for the next time."""
         for action in actions:
-            before = size_of(self._archive.directory(action.id)).size_bytes
+            before, _ = measure(self._archive.directory(action.id))
             try:
                 with self._held(action):
                     self._do(action)
             except (LabdError, OSError) as error:
                 yield Done(action, problem=printable(str(error), 300))
                 continue
-            after = size_of(self._archive.directory(action.id)).size_bytes
-            yield Done(action, freed_bytes=max(0, before - after))
+            after, _ = measure(self._archive.directory(action.id))
+            yield Done(action, freed_bytes=max(0, before.size_bytes - after.size_bytes))
 
     def unpack(self, wanted_id: str) -> list[str]:
         """Give a task's working directories back from their archives; give their names.
@@ -116,23 +119,24 @@ class Keeper:
 
     def _finished(
         self, state: State, entry: Entry, rule: Rule, now_s: float, named: Mapping[str, str]
-    ) -> Finished | None:
-        """Look at one task, or give ``None``: it is too young for any rule, or there is nothing that could go."""
+    ) -> Iterator[Finished]:
+        """Look at one task; give nothing where it is too young for any rule, or there is nothing that could go."""
         moved_s = entry.moved_ns / 1e9
         if rule.max_bytes is None and 0 <= now_s - moved_s < rule.least_age_s:
-            return None
+            return
         directory = self._archive.directory(entry.id)
         if directory.is_symlink() or not directory.is_dir():
-            return None
+            return
         ended_s, kept = self._end(entry.id)
-        sizes = _sizes(directory)
-        return Finished(
+        sizes, unmeasured = _sizes(directory)
+        yield Finished(
             entry.id,
             state,
             # Who moves a file by hand today has something in mind with it: the later of the two counts.
             max(ended_s, moved_s),
             **sizes,
             kept=kept or named.get(entry.id, ""),
+            unmeasured=unmeasured,
         )
 
     def _end(self, wanted_id: str) -> tuple[float, str]:
@@ -254,23 +258,31 @@ def _doomed(directory: Path, keep: Keep) -> list[Path]:
     return [path for path in working if os.path.lexists(path)]
 
 
-def _sizes(directory: Path) -> dict[str, int]:
+def _sizes(directory: Path) -> tuple[dict[str, int], str]:
+    """Measure what lies there by what it is; and why that is not all, or an empty text.
+
+    Code that nobody trusts made it: what can't be measured counts for as much as was seen of it, and can be pruned.
+    """
+    unmeasured = ""
     sizes = dict.fromkeys(("loose_bytes", "packed_bytes", "other_bytes", "record_bytes"), 0)
     packed = {archive_of(directory, name).name for name in WORKING}
     left = {path.name for path in leftovers(directory)}
     for path in directory.iterdir():
-        size, kind = size_of(path), "other_bytes"
+        (size, problem), kind = measure(path), "other_bytes"
+        if problem is not None:
+            unmeasured = printable(str(problem), 200)
         if path.name in left:
             kind = "loose_bytes"
         elif path.name in WORKING:
             # An empty directory is nothing to gain by.
-            kind = "loose_bytes" if size.entries > 1 else "record_bytes"
+            kind = "loose_bytes" if size.entries > 1 or problem is not None else "record_bytes"
         elif path.name in packed:
             kind = "packed_bytes"
         elif path.name in _RECORD:
             kind = "record_bytes"
-        sizes[kind] += size.size_bytes
-    return sizes
+        # What could not be measured is something, also where no block of it was seen.
+        sizes[kind] += max(size.size_bytes, int(problem is not None))
+    return sizes, unmeasured
 
 
 class _Named:
