@@ -22,6 +22,8 @@ _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _LOCK_POLL_S = 0.05
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where a disk, or a user's part of one, is full."""
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -1,6 +1,8 @@
 """Retention: what the rules say, when the clocks are believed, and what is left of results, also of hostile ones."""
 
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -526,3 +528,44 @@ def test_a_tree_that_cannot_be_measured_stops_no_other_and_is_pruned(tmp_path: P
     assert not (good / "runs").exists()
     assert not (hostile / "runs").exists()
     assert (whole / "runs" / "data").exists()
+
+
+_PRUNE_A_FULL_DISK = """
+import errno, sys, time
+from pathlib import Path
+from labd.archive import JOURNAL
+from labd.retention import Keeper, Reading
+from labd.task import State
+from tests.test_retention import add, make_lab, run_rules
+
+home = make_lab(Path(sys.argv[1]), failed={"prune_after": "1d"})
+keeper = Keeper(home)
+results = add(home, "t", State.FAILED)
+(results / JOURNAL).write_bytes(b"x" * 50_000)
+for hour in range(25):
+    keeper.may_remove(Reading(time.time() + hour * 3600, hour * 3600.0, "boot"))
+with (home.root / "filler").open("wb", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(4096))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+print([keeper.may_remove(Reading(time.time() + 25 * 3600, 25 * 3600.0, "boot")), *run_rules(home)])
+print(sorted(path.name for path in results.iterdir()), (results / JOURNAL).stat().st_size)
+print((results / "journal.pruned.jsonl").stat().st_size)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_is_pruned_and_what_was_done_is_on_record(tmp_path: Path) -> None:
+    mounted = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-m", "sh", "-c", mounted, "sh"]
+    done = subprocess.run(
+        [*command, str(tmp_path), sys.executable, _PRUNE_A_FULL_DISK],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    expected = ["events.jsonl", JOURNAL, "journal.pruned.jsonl", "paper.pdf", PRUNED, RESULT]
+    assert done.stdout.splitlines() == ["['', '']", f"{sorted(expected)} 0", "50000"], done.stderr

@@ -14,7 +14,7 @@ from typing import Any
 from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
 from labd.clock import from_iso, to_iso, utc_now
 from labd.errors import Busy, JournalError, LabdError, TaskFileError
-from labd.files import locked, write_atomic, write_json
+from labd.files import NO_ROOM, locked, write_atomic, write_json
 from labd.packing import WORKING, archive_of, discard, leftovers, pack, unpack_all
 from labd.retention.clock import Reading, trust
 from labd.retention.rules import Action, Finished, Keep, Plan, Rule, decide
@@ -102,8 +102,11 @@ class Keeper:
     def may_remove(self, now: Reading) -> str:
         """Give why nothing is to be removed without being asked for, by the clocks, or an empty text; remembers the look.
 
+        A full disk does not take the memory. What was remembered before then counts at the next look, and meanwhile there
+        is something to remove.
+
         Raises:
-            OSError: it can't be remembered.
+            OSError: it can't be remembered, for another reason.
 
         """
         path = self._home.run_dir / _MEMORY
@@ -112,7 +115,11 @@ class Keeper:
         except (OSError, ValueError):
             last = {}
         why, memory = trust(last if isinstance(last, dict) else {}, now)
-        write_json(path, memory)
+        try:
+            write_json(path, memory)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
         return why
 
     # --- looking
@@ -216,9 +223,29 @@ def _prune(directory: Path, action: Action) -> None:
             {*_removed_before(directory), *(printable(path.name) for path in doomed)}
         ),
     }
+    anew = action.state is not State.DONE
+    try:
+        write_json(directory / PRUNED, facts)
+        if anew:
+            _close_journal(directory, action.keep)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+    else:
+        _remove(directory, doomed)
+        return
+    # No room for the record of it: the room comes first, and the journal's copy takes that of the journal.
+    steps = _steps(directory) if anew else b""
+    if steps:
+        _empty(directory / JOURNAL)
+    copied = _took(directory, action.keep, steps)
+    _remove(directory, doomed)
+    if not copied:
+        _copy(directory, action.keep, steps)
     write_json(directory / PRUNED, facts)
-    if action.state is not State.DONE:
-        _close_journal(directory, action.keep)
+
+
+def _remove(directory: Path, doomed: Sequence[Path]) -> None:
     for path in doomed:
         if path.name in WORKING:
             discard(directory, path.name)
@@ -236,11 +263,34 @@ def _removed_before(directory: Path) -> list[str]:
 
 def _close_journal(directory: Path, keep: Keep) -> None:
     """Have a retry begin anew: what the journal's steps speak of is going. Emptied in place, because the file is a lock."""
+    if steps := _steps(directory):
+        _copy(directory, keep, steps)
+        _empty(directory / JOURNAL)
+
+
+def _steps(directory: Path) -> bytes:
     journal = directory / JOURNAL
-    if not journal.is_file() or not journal.stat().st_size:
-        return
-    if keep == "results":
-        write_atomic(directory / _OLD_JOURNAL, journal.read_bytes())
+    return journal.read_bytes() if journal.is_file() else b""
+
+
+def _copy(directory: Path, keep: Keep, steps: bytes) -> None:
+    """Keep what the journal held, where that is to stay."""
+    if steps and keep == "results":
+        write_atomic(directory / _OLD_JOURNAL, steps)
+
+
+def _took(directory: Path, keep: Keep, steps: bytes) -> bool:
+    """Keep the journal's steps, and say whether there was room for them."""
+    try:
+        _copy(directory, keep, steps)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return False
+    return True
+
+
+def _empty(journal: Path) -> None:
     fd = os.open(journal, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.ftruncate(fd, 0)
