@@ -6,6 +6,7 @@ hold the same, and the directory counts. Whoever calls holds the task's locks.
 
 import hashlib
 import os
+import shutil
 import stat
 import tarfile
 from collections.abc import Mapping
@@ -93,11 +94,13 @@ def discard(results: Path, name: str) -> None:
         remove_tree(doomed)
 
 
-def unpack(results: Path, name: str) -> bool:
+def unpack(results: Path, name: str, *, spare_bytes: int = 0) -> bool:
     """Give a working directory back from its archive, which then goes; say whether there was an archive.
 
+    `spare_bytes`: what has to stay free on the disk.
+
     Raises:
-        StorageError: the archive is damaged; it is still there.
+        StorageError: the archive is damaged, or there is no room; it is still there, and nothing else is.
         OSError: as the system gives it.
 
     """
@@ -107,11 +110,16 @@ def unpack(results: Path, name: str) -> bool:
     staging = results / f".unpacking-{name}"
     remove_tree(staging)
     if not os.path.lexists(results / name):
+        _check_room(archive, _least_bytes(archive), spare_bytes)
         staging.mkdir(mode=0o700)
         try:
-            _extract(archive, staging)
+            _extract(archive, staging, spare_bytes)
             (staging / name).rename(results / name)
+        except StorageError:
+            remove_tree(staging)
+            raise
         except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+            remove_tree(staging)
             raise StorageError(
                 f"can't be unpacked: {error}",
                 where=printable(str(archive)),
@@ -125,14 +133,14 @@ def unpack(results: Path, name: str) -> bool:
     return True
 
 
-def unpack_all(results: Path) -> list[str]:
+def unpack_all(results: Path, *, spare_bytes: int = 0) -> list[str]:
     """Give back every working directory that is archived; give their names.
 
     Raises:
         StorageError, OSError: as `unpack`.
 
     """
-    return [name for name in WORKING if unpack(results, name)]
+    return [name for name in WORKING if unpack(results, name, spare_bytes=spare_bytes)]
 
 
 # --- writing
@@ -203,7 +211,29 @@ def _read_back(path: Path) -> Mapping[str, str]:
 # --- reading
 
 
-def _extract(archive: Path, staging: Path) -> None:
+def _least_bytes(archive: Path) -> int:
+    """Give what comes out of an archive at least.
+
+    gzip's last four bytes say how much went in, modulo 2^32. Source: RFC 1952, section 2.3.1.
+    """
+    with archive.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size_bytes - 4))
+        return max(size_bytes, int.from_bytes(file.read(4), "little"))
+
+
+def _check_room(path: Path, wanted_bytes: int, spare_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(path).free
+    if free_bytes - spare_bytes < wanted_bytes:
+        raise StorageError(
+            f"there is no room to unpack it: {free_bytes >> 20} MiB are free, of which {spare_bytes >> 20} MiB "
+            f"have to stay so, and the next {wanted_bytes >> 20} MiB don't fit",
+            where=printable(str(path)),
+            fix="Make room, see `labd prune --dry-run`",
+        )
+
+
+def _extract(archive: Path, staging: Path, spare_bytes: int) -> None:
     """Make what is in the archive below `staging`, durably. No member lies in what is no directory of the archive's own."""
     modes: dict[str, int] = {}
     with tarfile.open(archive, "r:gz") as tar:
@@ -219,6 +249,8 @@ def _extract(archive: Path, staging: Path) -> None:
             elif member.issym():
                 path.symlink_to(member.linkname)
             elif member.isreg():
+                # What an archive says of its size as a whole is not to be relied on.
+                _check_room(archive, member.size, spare_bytes)
                 _extract_file(tar, member, path)
             else:
                 msg = f"{member.name[:200]!r} is no file, directory or link"

@@ -270,13 +270,32 @@ def test_a_damaged_archive_is_told_and_stays(tmp_path: Path, at: float) -> None:
     with pytest.raises(StorageError, match="can't be unpacked"):
         unpack(tmp_path, "runs")
     assert (tmp_path / "runs.tar.gz").read_bytes() == raw
-    assert not (tmp_path / "runs").exists()
+    assert names(tmp_path) == {"runs.tar.gz"}
 
 
 def put(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, link
     return member
+
+
+def test_what_has_no_room_to_be_unpacked_leaves_its_archive_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "data").write_bytes(bytes(2**20))
+    pack(tmp_path, "runs")
+    with pytest.raises(StorageError, match="there is no room to unpack it"):
+        unpack(tmp_path, "runs", spare_bytes=2**60)
+    assert names(tmp_path) == {"runs.tar.gz"}
+    with tarfile.open(tmp_path / "runs.tar.gz", "w:gz") as tar:
+        tar.addfile(put("runs", tarfile.DIRTYPE))
+        huge = put("runs/huge")
+        huge.size = 2**50
+        tar.addfile(huge)
+    with pytest.raises(StorageError, match="there is no room to unpack it"):
+        unpack(tmp_path, "runs")
+    assert names(tmp_path) == {"runs.tar.gz"}
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,10 @@ class Keeper:
 
         """
         with self._locked(self._archive.directory(wanted_id)):
-            return unpack_all(self._archive.directory(wanted_id))
+            return unpack_all(
+                self._archive.directory(wanted_id),
+                spare_bytes=self._home.settings.min_free_bytes,
+            )
 
     def may_remove(self, now: Reading) -> str:
         """Give why nothing is to be removed without being asked for, by the clocks, or an empty text; remembers the look.
