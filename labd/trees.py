@@ -120,6 +120,22 @@ def measure(path: Path) -> tuple[Size, StorageError | OSError | None]:
     return Size(size_bytes, entries), None
 
 
+def give_to_owner_of(directory: Path, made: int | Path) -> None:
+    """Give what root made in another user's directory, an open file or a path, to that user; a link itself.
+
+    Raises:
+        OSError: as the system gives it.
+
+    """
+    if os.geteuid() != 0:
+        return
+    owner = directory.stat()
+    if isinstance(made, int):
+        os.fchown(made, owner.st_uid, owner.st_gid)
+    else:
+        os.chown(made, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory that untrusted code filled, however deep or forbidding it is; a link itself, not where it leads.
 

@@ -371,9 +371,18 @@ def test_compressing_keeps_what_people_came_for_and_unpacking_gives_all_back(
 ) -> None:
     home = make_lab(tmp_path, done={"compress_after": "1d"})
     results = add(home, "t")
+    (results / ".lock").touch()
     before = tree(results)
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, "paper.pdf", "files.tar.gz", "runs.tar.gz"}
+    assert names(results) == {
+        EVENTS,
+        RESULT,
+        JOURNAL,
+        ".lock",
+        "paper.pdf",
+        "files.tar.gz",
+        "runs.tar.gz",
+    }
     assert run_rules(home) == [], "what is compressed is compressed again"
     assert Keeper(home).unpack("t") == list(WORKING)
     assert tree(results) == before
@@ -383,7 +392,7 @@ def test_pruning_keeps_the_record_and_the_paper_and_the_id(tmp_path: Path) -> No
     home = make_lab(tmp_path, done={"prune_after": "1d"})
     results = add(home, "t")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, "paper.pdf", PRUNED}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, ".lock", "paper.pdf", PRUNED}
     assert (home.spool / "done" / "t.yaml").exists()
     assert Archive(home.results).knows("t")
     assert Archive(home.results).history("t").ended is State.DONE
@@ -394,7 +403,7 @@ def test_keeping_the_record_alone_takes_the_paper_too(tmp_path: Path) -> None:
     home = make_lab(tmp_path, done={"prune_after": "1d", "keep": "record"})
     results = add(home, "t")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, PRUNED}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, ".lock", PRUNED}
     assert run_rules(home) == []
 
 
@@ -467,6 +476,19 @@ def test_what_is_at_work_is_left_for_the_next_time(
     assert run_rules(home) == [""]
 
 
+def test_an_attempt_that_begins_meanwhile_waits_also_where_there_was_no_lock(
+    tmp_path: Path,
+) -> None:
+    home = make_lab(tmp_path)
+    results = add(home, "t")
+    with (
+        Keeper(home)._locked(results),
+        pytest.raises(BlockingIOError),
+        locked(results / ".lock"),
+    ):
+        pass
+
+
 def test_a_task_that_was_moved_since_the_plan_is_left_alone(tmp_path: Path) -> None:
     home = make_lab(tmp_path, failed={"prune_after": "1h"})
     results = add(home, "t", State.FAILED)
@@ -491,7 +513,7 @@ def test_deleting_never_follows_a_link_out(tmp_path: Path) -> None:
     (results / "runs" / "locked").mkdir(mode=0)
     os.mkfifo(results / "runs" / "pipe")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, PRUNED}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, ".lock", PRUNED}
     assert (outside / "kept").read_text() == "x"
     elsewhere = add(home, "linked")
     elsewhere.rename(tmp_path / "moved")
@@ -586,5 +608,5 @@ def test_a_full_disk_is_pruned_and_what_was_done_is_on_record(tmp_path: Path) ->
         timeout=50,
         check=False,
     )
-    expected = ["events.jsonl", JOURNAL, "journal.pruned.jsonl", "paper.pdf", PRUNED, RESULT]
+    expected = [".lock", EVENTS, JOURNAL, "journal.pruned.jsonl", "paper.pdf", PRUNED, RESULT]
     assert done.stdout.splitlines() == ["['', '']", f"{sorted(expected)} 0", "50000"], done.stderr

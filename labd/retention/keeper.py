@@ -22,7 +22,7 @@ from labd.settings import Home, RetentionRule
 from labd.spool import Entry, Spool
 from labd.task import State, TaskFile, parse_task
 from labd.text import printable
-from labd.trees import measure, remove_tree, size_of
+from labd.trees import give_to_owner_of, measure, remove_tree, size_of
 
 _LOCK = ".lock"
 _OLD_JOURNAL = "journal.pruned.jsonl"
@@ -187,9 +187,12 @@ class Keeper:
                 )
                 held.callback(os.close, fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for name in (_LOCK, JOURNAL):
-                    if (directory / name).is_file():
-                        held.enter_context(locked(directory / name))
+                # The first is made where it is missing: an attempt that begins meanwhile makes it, too. A journal is there
+                # wherever something was done that it could speak of.
+                lock = held.enter_context(locked(directory / _LOCK))
+                give_to_owner_of(directory, lock)
+                if (directory / JOURNAL).is_file():
+                    held.enter_context(locked(directory / JOURNAL))
             except BlockingIOError as error:
                 raise Busy("it is at work") from error
             yield
