@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from labd.errors import TimedOut
+from labd.errors import StillHeld
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
@@ -291,7 +291,7 @@ def locked_within(path: Path, timeout_s: float) -> Iterator[int]:
     """Hold the lock as `locked` does, and wait for it until then.
 
     Raises:
-        TimedOut: another process held it all the time.
+        StillHeld: another process held it all the time.
 
     """
     deadline_s = time.monotonic() + timeout_s
@@ -302,8 +302,8 @@ def locked_within(path: Path, timeout_s: float) -> Iterator[int]:
                 fd = held.enter_context(locked(path))
             except BlockingIOError as error:
                 if time.monotonic() > deadline_s:
-                    raise TimedOut(
-                        f"another attempt is still alive after {timeout_s:g} s", where=str(path)
+                    raise StillHeld(
+                        f"another process still holds it after {timeout_s:g} s", where=str(path)
                     ) from error
                 time.sleep(_LOCK_POLL_S)
         yield fd

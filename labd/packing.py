@@ -9,10 +9,10 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from labd.errors import StorageError
 from labd.files import fsync_dir, writing_atomic
@@ -57,8 +57,10 @@ def leftovers(results: Path) -> list[Path]:
     return [path for path in found if os.path.lexists(path)]
 
 
-def pack(results: Path, name: str) -> Packed:
+def pack(results: Path, name: str, *, go_on: Callable[[], None] = lambda: None) -> Packed:
     """Put a working directory into its archive, read that back and compare, and only then remove the directory.
+
+    `go_on` is called again and again; what it raises ends the packing, and is passed on.
 
     Raises:
         StorageError: it holds what is no file, directory or link, or the archive does not give back what was put in;
@@ -69,9 +71,9 @@ def pack(results: Path, name: str) -> Packed:
     directory, archive = results / name, archive_of(results, name)
     before = size_of(directory)
     with writing_atomic(archive) as file:
-        written = _write(file, directory, name)
+        written = _write(file, directory, name, go_on)
         file.flush()
-        if _read_back(Path(f"/proc/self/fd/{file.fileno()}")) != written:
+        if _read_back(Path(f"/proc/self/fd/{file.fileno()}"), go_on) != written:
             raise StorageError(
                 "the archive does not hold what was put into it", where=printable(str(directory))
             )
@@ -146,7 +148,31 @@ def unpack_all(results: Path, *, spare_bytes: int = 0) -> list[str]:
 # --- writing
 
 
-def _write(file: IO[bytes], directory: Path, name: str) -> Mapping[str, str]:
+class _Readable(Protocol):
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+class _Watched:
+    """A file to read from, which asks at each read whether to go on."""
+
+    def __init__(self, source: _Readable, go_on: Callable[[], None]) -> None:
+        self._source, self._go_on = source, go_on
+
+    def read(self, size: int = -1, /) -> bytes:
+        self._go_on()
+        return self._source.read(size)
+
+
+def _sha256(source: _Readable) -> str:
+    running = hashlib.sha256()
+    while piece := source.read(_PIECE_BYTES):
+        running.update(piece)
+    return running.hexdigest()
+
+
+def _write(
+    file: IO[bytes], directory: Path, name: str, go_on: Callable[[], None]
+) -> Mapping[str, str]:
     """Write the archive; give what is in it, as `_read_back` gives it."""
     written: dict[str, str] = {}
     with tarfile.open(
@@ -156,13 +182,16 @@ def _write(file: IO[bytes], directory: Path, name: str) -> Mapping[str, str]:
         tar.addfile(top)
         written[name] = _told(top)
         for item in walk(directory):
+            go_on()
             member = _member(f"{name}/{item.path}", item.info)
-            _add(tar, member, item)
+            _add(tar, member, item, go_on)
             written[member.name] = _told(member)
     return written
 
 
-def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, item: Item) -> None:
+def _add(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, item: Item, go_on: Callable[[], None]
+) -> None:
     if member.issym():
         member.linkname = os.readlink(item.name, dir_fd=item.parent_fd)
     if not member.isfile():
@@ -171,9 +200,10 @@ def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, item: Item) -> None:
     fd = os.open(item.name, _OPEN_FILE, dir_fd=item.parent_fd)
     with os.fdopen(fd, "rb") as source:
         member.size = os.fstat(fd).st_size
-        member.pax_headers = {_HASH: hashlib.file_digest(source, "sha256").hexdigest()}
+        watched = _Watched(source, go_on)
+        member.pax_headers = {_HASH: _sha256(watched)}
         source.seek(0)
-        tar.addfile(member, source)
+        tar.addfile(member, watched)
 
 
 def _member(path: str, info: os.stat_result) -> tarfile.TarInfo:
@@ -197,13 +227,13 @@ def _told(member: tarfile.TarInfo) -> str:
     return f"{member.type!r} {member.mode:o} {member.size} {what}"
 
 
-def _read_back(path: Path) -> Mapping[str, str]:
+def _read_back(path: Path, go_on: Callable[[], None]) -> Mapping[str, str]:
     """Give each member's kind, mode, size, and the hash of what is really in it."""
     found: dict[str, str] = {}
     with tarfile.open(path, "r:gz") as tar:
         for member in tar:
             if source := tar.extractfile(member) if member.isfile() else None:
-                member.pax_headers = {_HASH: hashlib.file_digest(source, "sha256").hexdigest()}  # type: ignore[arg-type] # has what it needs
+                member.pax_headers = {_HASH: _sha256(_Watched(source, go_on))}
             found[member.name] = _told(member)
     return found
 

@@ -7,6 +7,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
-from labd.errors import Busy, ConfigError, StorageError
-from labd.files import locked
+from labd.errors import Busy, ConfigError, StillHeld, StorageError
+from labd.files import locked, locked_within
+from labd.journal import Journal
 from labd.packing import WORKING, archived, pack, unpack, unpack_all
 from labd.retention import Action, Finished, Keeper, Reading, Rule, decide, trust
 from labd.settings import Home
@@ -474,6 +476,36 @@ def test_what_is_at_work_is_left_for_the_next_time(
             Keeper(home).unpack("t")
     assert (results / "runs").is_dir()
     assert run_rules(home) == [""]
+
+
+def test_a_task_that_is_tried_again_does_not_wait_for_its_compression(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, failed={"compress_after": "1h"})
+    results = add(home, "t", State.FAILED)
+    with (results / "files" / "long").open("wb") as file:
+        file.truncate(2**29)
+
+    def try_again() -> None:
+        deadline_s = time.monotonic() + 20
+        while not list(results.glob(".*.tmp")) and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        Spool(home.spool).move("t.yaml", State.FAILED, State.PENDING)
+
+    thread = threading.Thread(target=try_again)
+    thread.start()
+    assert run_rules(home) == ["it was moved meanwhile"]
+    thread.join()
+    assert (results / "files" / "data").exists()
+    assert not (results / "files.tar.gz").exists()
+    assert not list(results.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("wait", [locked_within, lambda path, s: Journal(path, lock_timeout_s=s)])
+def test_an_attempt_that_finds_its_results_held_is_tried_again_later(
+    tmp_path: Path, wait: Callable[[Path, float], AbstractContextManager[Any]]
+) -> None:
+    with locked(tmp_path / "lock"), pytest.raises(StillHeld) as held, wait(tmp_path / "lock", 0.0):
+        pass
+    assert held.value.retryable
 
 
 def test_an_attempt_that_begins_meanwhile_waits_also_where_there_was_no_lock(

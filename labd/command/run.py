@@ -110,7 +110,7 @@ def run_command(
 
     Raises:
         TaskFileError: what it names may not be named, or is gone.
-        TimedOut: an earlier attempt is still alive.
+        StillHeld: an earlier attempt is still alive, or retention is at its results.
         SandboxError: nothing was run.
         StorageError, OSError: the disk would not take what had to be written.
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ _RECORD = (EVENTS, RESULT, JOURNAL, PRUNED, _LOCK)
 _MEMORY = "retention.json"
 _UNDECIDED = (State.PENDING, State.RUNNING)
 _LOOK_AGAIN_S = 10.0
+_GIVE_WAY_WITHIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +171,7 @@ class Keeper:
 
         """
         with self._locked(self._archive.directory(action.id)):
-            places = {state for state, _ in self._spool.where(action.id)}
-            if places != {action.state}:
-                raise Busy("it was moved meanwhile")
+            self._check_place(action)
             if why := self._end(action.id)[1] or self._named.look().get(action.id, ""):
                 raise Busy(why)
             yield
@@ -202,11 +201,28 @@ class Keeper:
         for path in leftovers(directory):
             remove_tree(path)
         if action.what == "compress":
-            self._compress(directory)
+            self._compress(directory, self._unless_moved(action))
         else:
             _prune(directory, action)
 
-    def _compress(self, directory: Path) -> None:
+    def _unless_moved(self, action: Action) -> Callable[[], None]:
+        """Give what raises `Busy` once the task is wanted elsewhere: somebody who tries it again need not wait for hours."""
+        looked_s = time.monotonic()
+
+        def look() -> None:
+            nonlocal looked_s
+            if (now_s := time.monotonic()) < looked_s + _GIVE_WAY_WITHIN_S:
+                return
+            looked_s = now_s
+            self._check_place(action)
+
+        return look
+
+    def _check_place(self, action: Action) -> None:
+        if {state for state, _ in self._spool.where(action.id)} != {action.state}:
+            raise Busy("it was moved meanwhile")
+
+    def _compress(self, directory: Path, go_on: Callable[[], None]) -> None:
         for name in WORKING:
             if not (directory / name).is_dir() or (directory / name).is_symlink():
                 continue
@@ -214,7 +230,7 @@ class Keeper:
             free = shutil.disk_usage(directory).free - self._home.settings.min_free_bytes
             if free < size_bytes:
                 raise Busy("there is no room to compress it: the archive is made first")
-            pack(directory, name)
+            pack(directory, name, go_on=go_on)
 
 
 def _prune(directory: Path, action: Action) -> None:
