@@ -96,3 +96,10 @@ class TimedOut(LabdError):
     """Something took longer than it was given."""
 
     code = "timed_out"
+
+
+class StillHeld(TimedOut):
+    """What this one needs was held by another all the time that it waited: an attempt that dies, or retention."""
+
+    code = "busy"
+    retryable = True

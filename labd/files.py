@@ -16,12 +16,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from labd.errors import TimedOut
+from labd.errors import StillHeld
 
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _LOCK_POLL_S = 0.05
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where a disk, or a user's part of one, is full."""
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -289,7 +291,7 @@ def locked_within(path: Path, timeout_s: float) -> Iterator[int]:
     """Hold the lock as `locked` does, and wait for it until then.
 
     Raises:
-        TimedOut: another process held it all the time.
+        StillHeld: another process held it all the time.
 
     """
     deadline_s = time.monotonic() + timeout_s
@@ -300,8 +302,8 @@ def locked_within(path: Path, timeout_s: float) -> Iterator[int]:
                 fd = held.enter_context(locked(path))
             except BlockingIOError as error:
                 if time.monotonic() > deadline_s:
-                    raise TimedOut(
-                        f"another attempt is still alive after {timeout_s:g} s", where=str(path)
+                    raise StillHeld(
+                        f"another process still holds it after {timeout_s:g} s", where=str(path)
                     ) from error
                 time.sleep(_LOCK_POLL_S)
         yield fd

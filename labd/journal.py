@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from labd.clock import to_iso, utc_now
-from labd.errors import JournalError, StorageError, TimedOut
+from labd.errors import JournalError, StillHeld, StorageError
 from labd.files import JsonLines, read_json_lines
 
 MAX_LINE_BYTES = 4 * 2**20
@@ -38,7 +38,7 @@ class Journal:
         on_step: called after each step with its key and whether it was replayed.
 
     Raises:
-        TimedOut: another live attempt holds the journal.
+        StillHeld: another live attempt, or retention, holds the journal.
         JournalError: a line other than a torn last one is not readable.
 
     """
@@ -150,8 +150,8 @@ def _lock(path: Path, timeout_s: float) -> int:
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 os.close(fd)
-                raise TimedOut(
-                    f"another attempt still holds the journal after {timeout_s:g} s",
+                raise StillHeld(
+                    f"another attempt or retention still holds the journal after {timeout_s:g} s",
                     where=str(path),
                 ) from error
             time.sleep(_LOCK_POLL_S)

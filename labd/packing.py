@@ -6,12 +6,13 @@ hold the same, and the directory counts. Whoever calls holds the task's locks.
 
 import hashlib
 import os
+import shutil
 import stat
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from labd.errors import StorageError
 from labd.files import fsync_dir, writing_atomic
@@ -56,8 +57,10 @@ def leftovers(results: Path) -> list[Path]:
     return [path for path in found if os.path.lexists(path)]
 
 
-def pack(results: Path, name: str) -> Packed:
+def pack(results: Path, name: str, *, go_on: Callable[[], None] = lambda: None) -> Packed:
     """Put a working directory into its archive, read that back and compare, and only then remove the directory.
+
+    `go_on` is called again and again; what it raises ends the packing, and is passed on.
 
     Raises:
         StorageError: it holds what is no file, directory or link, or the archive does not give back what was put in;
@@ -68,9 +71,9 @@ def pack(results: Path, name: str) -> Packed:
     directory, archive = results / name, archive_of(results, name)
     before = size_of(directory)
     with writing_atomic(archive) as file:
-        written = _write(file, directory, name)
+        written = _write(file, directory, name, go_on)
         file.flush()
-        if _read_back(Path(f"/proc/self/fd/{file.fileno()}")) != written:
+        if _read_back(Path(f"/proc/self/fd/{file.fileno()}"), go_on) != written:
             raise StorageError(
                 "the archive does not hold what was put into it", where=printable(str(directory))
             )
@@ -93,11 +96,13 @@ def discard(results: Path, name: str) -> None:
         remove_tree(doomed)
 
 
-def unpack(results: Path, name: str) -> bool:
+def unpack(results: Path, name: str, *, spare_bytes: int = 0) -> bool:
     """Give a working directory back from its archive, which then goes; say whether there was an archive.
 
+    `spare_bytes`: what has to stay free on the disk.
+
     Raises:
-        StorageError: the archive is damaged; it is still there.
+        StorageError: the archive is damaged, or there is no room; it is still there, and nothing else is.
         OSError: as the system gives it.
 
     """
@@ -107,11 +112,16 @@ def unpack(results: Path, name: str) -> bool:
     staging = results / f".unpacking-{name}"
     remove_tree(staging)
     if not os.path.lexists(results / name):
+        _check_room(archive, _least_bytes(archive), spare_bytes)
         staging.mkdir(mode=0o700)
         try:
-            _extract(archive, staging)
+            _extract(archive, staging, spare_bytes)
             (staging / name).rename(results / name)
+        except StorageError:
+            remove_tree(staging)
+            raise
         except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+            remove_tree(staging)
             raise StorageError(
                 f"can't be unpacked: {error}",
                 where=printable(str(archive)),
@@ -125,20 +135,44 @@ def unpack(results: Path, name: str) -> bool:
     return True
 
 
-def unpack_all(results: Path) -> list[str]:
+def unpack_all(results: Path, *, spare_bytes: int = 0) -> list[str]:
     """Give back every working directory that is archived; give their names.
 
     Raises:
         StorageError, OSError: as `unpack`.
 
     """
-    return [name for name in WORKING if unpack(results, name)]
+    return [name for name in WORKING if unpack(results, name, spare_bytes=spare_bytes)]
 
 
 # --- writing
 
 
-def _write(file: IO[bytes], directory: Path, name: str) -> Mapping[str, str]:
+class _Readable(Protocol):
+    def read(self, size: int = ..., /) -> bytes: ...
+
+
+class _Watched:
+    """A file to read from, which asks at each read whether to go on."""
+
+    def __init__(self, source: _Readable, go_on: Callable[[], None]) -> None:
+        self._source, self._go_on = source, go_on
+
+    def read(self, size: int = -1, /) -> bytes:
+        self._go_on()
+        return self._source.read(size)
+
+
+def _sha256(source: _Readable) -> str:
+    running = hashlib.sha256()
+    while piece := source.read(_PIECE_BYTES):
+        running.update(piece)
+    return running.hexdigest()
+
+
+def _write(
+    file: IO[bytes], directory: Path, name: str, go_on: Callable[[], None]
+) -> Mapping[str, str]:
     """Write the archive; give what is in it, as `_read_back` gives it."""
     written: dict[str, str] = {}
     with tarfile.open(
@@ -148,13 +182,16 @@ def _write(file: IO[bytes], directory: Path, name: str) -> Mapping[str, str]:
         tar.addfile(top)
         written[name] = _told(top)
         for item in walk(directory):
+            go_on()
             member = _member(f"{name}/{item.path}", item.info)
-            _add(tar, member, item)
+            _add(tar, member, item, go_on)
             written[member.name] = _told(member)
     return written
 
 
-def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, item: Item) -> None:
+def _add(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, item: Item, go_on: Callable[[], None]
+) -> None:
     if member.issym():
         member.linkname = os.readlink(item.name, dir_fd=item.parent_fd)
     if not member.isfile():
@@ -163,9 +200,10 @@ def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, item: Item) -> None:
     fd = os.open(item.name, _OPEN_FILE, dir_fd=item.parent_fd)
     with os.fdopen(fd, "rb") as source:
         member.size = os.fstat(fd).st_size
-        member.pax_headers = {_HASH: hashlib.file_digest(source, "sha256").hexdigest()}
+        watched = _Watched(source, go_on)
+        member.pax_headers = {_HASH: _sha256(watched)}
         source.seek(0)
-        tar.addfile(member, source)
+        tar.addfile(member, watched)
 
 
 def _member(path: str, info: os.stat_result) -> tarfile.TarInfo:
@@ -189,13 +227,13 @@ def _told(member: tarfile.TarInfo) -> str:
     return f"{member.type!r} {member.mode:o} {member.size} {what}"
 
 
-def _read_back(path: Path) -> Mapping[str, str]:
+def _read_back(path: Path, go_on: Callable[[], None]) -> Mapping[str, str]:
     """Give each member's kind, mode, size, and the hash of what is really in it."""
     found: dict[str, str] = {}
     with tarfile.open(path, "r:gz") as tar:
         for member in tar:
             if source := tar.extractfile(member) if member.isfile() else None:
-                member.pax_headers = {_HASH: hashlib.file_digest(source, "sha256").hexdigest()}  # type: ignore[arg-type] # has what it needs
+                member.pax_headers = {_HASH: _sha256(_Watched(source, go_on))}
             found[member.name] = _told(member)
     return found
 
@@ -203,7 +241,29 @@ def _read_back(path: Path) -> Mapping[str, str]:
 # --- reading
 
 
-def _extract(archive: Path, staging: Path) -> None:
+def _least_bytes(archive: Path) -> int:
+    """Give what comes out of an archive at least.
+
+    gzip's last four bytes say how much went in, modulo 2^32. Source: RFC 1952, section 2.3.1.
+    """
+    with archive.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size_bytes - 4))
+        return max(size_bytes, int.from_bytes(file.read(4), "little"))
+
+
+def _check_room(path: Path, wanted_bytes: int, spare_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(path).free
+    if free_bytes - spare_bytes < wanted_bytes:
+        raise StorageError(
+            f"there is no room to unpack it: {free_bytes >> 20} MiB are free, of which {spare_bytes >> 20} MiB "
+            f"have to stay so, and the next {wanted_bytes >> 20} MiB don't fit",
+            where=printable(str(path)),
+            fix="Make room, see `labd prune --dry-run`",
+        )
+
+
+def _extract(archive: Path, staging: Path, spare_bytes: int) -> None:
     """Make what is in the archive below `staging`, durably. No member lies in what is no directory of the archive's own."""
     modes: dict[str, int] = {}
     with tarfile.open(archive, "r:gz") as tar:
@@ -219,6 +279,8 @@ def _extract(archive: Path, staging: Path) -> None:
             elif member.issym():
                 path.symlink_to(member.linkname)
             elif member.isreg():
+                # What an archive says of its size as a whole is not to be relied on.
+                _check_room(archive, member.size, spare_bytes)
                 _extract_file(tar, member, path)
             else:
                 msg = f"{member.name[:200]!r} is no file, directory or link"

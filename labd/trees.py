@@ -93,22 +93,47 @@ def size_of(path: Path) -> Size:
         StorageError, OSError: as `walk`.
 
     """
+    size, problem = measure(path)
+    if problem is not None:
+        raise problem
+    return size
+
+
+def measure(path: Path) -> tuple[Size, StorageError | OSError | None]:
+    """Give what `size_of` gives; or how much was seen, and what `size_of` would raise, where not all could be seen."""
+    size_bytes, entries = 0, 0
+    linked: set[int] = set()
     try:
         info = path.lstat()
+        size_bytes, entries = info.st_blocks * 512, 1
+        for item in walk(path) if stat.S_ISDIR(info.st_mode) else ():
+            entries += 1
+            if item.info.st_nlink > 1 and not stat.S_ISDIR(item.info.st_mode):
+                if item.info.st_ino in linked:
+                    continue
+                linked.add(item.info.st_ino)
+            size_bytes += item.info.st_blocks * 512
     except FileNotFoundError:
-        return Size()
-    size_bytes, entries = info.st_blocks * 512, 1
-    if not stat.S_ISDIR(info.st_mode):
-        return Size(size_bytes, entries)
-    linked: set[int] = set()
-    for item in walk(path):
-        entries += 1
-        if item.info.st_nlink > 1 and not stat.S_ISDIR(item.info.st_mode):
-            if item.info.st_ino in linked:
-                continue
-            linked.add(item.info.st_ino)
-        size_bytes += item.info.st_blocks * 512
-    return Size(size_bytes, entries)
+        return Size(size_bytes, entries), None
+    except (StorageError, OSError) as problem:
+        return Size(size_bytes, entries), problem
+    return Size(size_bytes, entries), None
+
+
+def give_to_owner_of(directory: Path, made: int | Path) -> None:
+    """Give what root made in another user's directory, an open file or a path, to that user; a link itself.
+
+    Raises:
+        OSError: as the system gives it.
+
+    """
+    if os.geteuid() != 0:
+        return
+    owner = directory.stat()
+    if isinstance(made, int):
+        os.fchown(made, owner.st_uid, owner.st_gid)
+    else:
+        os.chown(made, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def remove_tree(path: Path) -> None:

@@ -1,10 +1,13 @@
 """Retention: what the rules say, when the clocks are believed, and what is left of results, also of hostile ones."""
 
 import os
+import subprocess
+import sys
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
-from labd.errors import Busy, ConfigError, StorageError
-from labd.files import locked
+from labd.errors import Busy, ConfigError, StillHeld, StorageError
+from labd.files import locked, locked_within
+from labd.journal import Journal
 from labd.packing import WORKING, archived, pack, unpack, unpack_all
 from labd.retention import Action, Finished, Keeper, Reading, Rule, decide, trust
 from labd.settings import Home
@@ -268,13 +272,32 @@ def test_a_damaged_archive_is_told_and_stays(tmp_path: Path, at: float) -> None:
     with pytest.raises(StorageError, match="can't be unpacked"):
         unpack(tmp_path, "runs")
     assert (tmp_path / "runs.tar.gz").read_bytes() == raw
-    assert not (tmp_path / "runs").exists()
+    assert names(tmp_path) == {"runs.tar.gz"}
 
 
 def put(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, link
     return member
+
+
+def test_what_has_no_room_to_be_unpacked_leaves_its_archive_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "data").write_bytes(bytes(2**20))
+    pack(tmp_path, "runs")
+    with pytest.raises(StorageError, match="there is no room to unpack it"):
+        unpack(tmp_path, "runs", spare_bytes=2**60)
+    assert names(tmp_path) == {"runs.tar.gz"}
+    with tarfile.open(tmp_path / "runs.tar.gz", "w:gz") as tar:
+        tar.addfile(put("runs", tarfile.DIRTYPE))
+        huge = put("runs/huge")
+        huge.size = 2**50
+        tar.addfile(huge)
+    with pytest.raises(StorageError, match="there is no room to unpack it"):
+        unpack(tmp_path, "runs")
+    assert names(tmp_path) == {"runs.tar.gz"}
 
 
 @pytest.mark.parametrize(
@@ -350,9 +373,18 @@ def test_compressing_keeps_what_people_came_for_and_unpacking_gives_all_back(
 ) -> None:
     home = make_lab(tmp_path, done={"compress_after": "1d"})
     results = add(home, "t")
+    (results / ".lock").touch()
     before = tree(results)
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, "paper.pdf", "files.tar.gz", "runs.tar.gz"}
+    assert names(results) == {
+        EVENTS,
+        RESULT,
+        JOURNAL,
+        ".lock",
+        "paper.pdf",
+        "files.tar.gz",
+        "runs.tar.gz",
+    }
     assert run_rules(home) == [], "what is compressed is compressed again"
     assert Keeper(home).unpack("t") == list(WORKING)
     assert tree(results) == before
@@ -362,7 +394,7 @@ def test_pruning_keeps_the_record_and_the_paper_and_the_id(tmp_path: Path) -> No
     home = make_lab(tmp_path, done={"prune_after": "1d"})
     results = add(home, "t")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, "paper.pdf", PRUNED}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, ".lock", "paper.pdf", PRUNED}
     assert (home.spool / "done" / "t.yaml").exists()
     assert Archive(home.results).knows("t")
     assert Archive(home.results).history("t").ended is State.DONE
@@ -373,7 +405,7 @@ def test_keeping_the_record_alone_takes_the_paper_too(tmp_path: Path) -> None:
     home = make_lab(tmp_path, done={"prune_after": "1d", "keep": "record"})
     results = add(home, "t")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, PRUNED}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, ".lock", PRUNED}
     assert run_rules(home) == []
 
 
@@ -446,6 +478,49 @@ def test_what_is_at_work_is_left_for_the_next_time(
     assert run_rules(home) == [""]
 
 
+def test_a_task_that_is_tried_again_does_not_wait_for_its_compression(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, failed={"compress_after": "1h"})
+    results = add(home, "t", State.FAILED)
+    with (results / "files" / "long").open("wb") as file:
+        file.truncate(2**29)
+
+    def try_again() -> None:
+        deadline_s = time.monotonic() + 20
+        while not list(results.glob(".*.tmp")) and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        Spool(home.spool).move("t.yaml", State.FAILED, State.PENDING)
+
+    thread = threading.Thread(target=try_again)
+    thread.start()
+    assert run_rules(home) == ["it was moved meanwhile"]
+    thread.join()
+    assert (results / "files" / "data").exists()
+    assert not (results / "files.tar.gz").exists()
+    assert not list(results.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("wait", [locked_within, lambda path, s: Journal(path, lock_timeout_s=s)])
+def test_an_attempt_that_finds_its_results_held_is_tried_again_later(
+    tmp_path: Path, wait: Callable[[Path, float], AbstractContextManager[Any]]
+) -> None:
+    with locked(tmp_path / "lock"), pytest.raises(StillHeld) as held, wait(tmp_path / "lock", 0.0):
+        pass
+    assert held.value.retryable
+
+
+def test_an_attempt_that_begins_meanwhile_waits_also_where_there_was_no_lock(
+    tmp_path: Path,
+) -> None:
+    home = make_lab(tmp_path)
+    results = add(home, "t")
+    with (
+        Keeper(home)._locked(results),
+        pytest.raises(BlockingIOError),
+        locked(results / ".lock"),
+    ):
+        pass
+
+
 def test_a_task_that_was_moved_since_the_plan_is_left_alone(tmp_path: Path) -> None:
     home = make_lab(tmp_path, failed={"prune_after": "1h"})
     results = add(home, "t", State.FAILED)
@@ -470,7 +545,7 @@ def test_deleting_never_follows_a_link_out(tmp_path: Path) -> None:
     (results / "runs" / "locked").mkdir(mode=0)
     os.mkfifo(results / "runs" / "pipe")
     assert run_rules(home) == [""]
-    assert names(results) == {EVENTS, RESULT, JOURNAL, PRUNED}
+    assert names(results) == {EVENTS, RESULT, JOURNAL, ".lock", PRUNED}
     assert (outside / "kept").read_text() == "x"
     elsewhere = add(home, "linked")
     elsewhere.rename(tmp_path / "moved")
@@ -496,3 +571,74 @@ def test_settings_of_retention_that_would_surprise_are_refused(tmp_path: Path) -
     ):
         with pytest.raises(ConfigError, match="retention"):
             write_settings(tmp_path, retention={"done": wrong})
+
+
+def _deep(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+
+
+def test_a_tree_that_cannot_be_measured_stops_no_other_and_is_pruned(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, failed={"prune_after": "1d"}, done={"compress_after": "1d"})
+    good, hostile = (add(home, name, State.FAILED) for name in ("good", "hostile"))
+    whole = add(home, "whole")
+    _deep(hostile / "runs")
+    _deep(whole / "runs")
+    keeper = Keeper(home)
+    plan = keeper.plan(keeper.rules, soon())
+    assert {note.partition(": not all of it can be measured: ")[0] for note in plan.notes} == {
+        "whole",
+        "hostile",
+    }
+    problems = {one.action.id: one.problem for one in keeper.carry_out(plan.actions)}
+    assert problems.pop("whole").endswith("runs: directories are too deep")
+    assert problems == {"good": "", "hostile": ""}
+    assert not (good / "runs").exists()
+    assert not (hostile / "runs").exists()
+    assert (whole / "runs" / "data").exists()
+
+
+_PRUNE_A_FULL_DISK = """
+import errno, sys, time
+from pathlib import Path
+from labd.archive import JOURNAL
+from labd.retention import Keeper, Reading
+from labd.task import State
+from tests.test_retention import add, make_lab, run_rules
+
+home = make_lab(Path(sys.argv[1]), failed={"prune_after": "1d"})
+keeper = Keeper(home)
+results = add(home, "t", State.FAILED)
+(results / JOURNAL).write_bytes(b"x" * 50_000)
+for hour in range(25):
+    keeper.may_remove(Reading(time.time() + hour * 3600, hour * 3600.0, "boot"))
+with (home.root / "filler").open("wb", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(4096))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+print([keeper.may_remove(Reading(time.time() + 25 * 3600, 25 * 3600.0, "boot")), *run_rules(home)])
+print(sorted(path.name for path in results.iterdir()), (results / JOURNAL).stat().st_size)
+print((results / "journal.pruned.jsonl").stat().st_size)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_is_pruned_and_what_was_done_is_on_record(tmp_path: Path) -> None:
+    mounted = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-m", "sh", "-c", mounted, "sh"]
+    done = subprocess.run(
+        [*command, str(tmp_path), sys.executable, _PRUNE_A_FULL_DISK],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    expected = [".lock", EVENTS, JOURNAL, "journal.pruned.jsonl", "paper.pdf", PRUNED, RESULT]
+    assert done.stdout.splitlines() == ["['', '']", f"{sorted(expected)} 0", "50000"], done.stderr

@@ -46,6 +46,8 @@ class Attempt:
     num_cpus: float
     gpus: tuple[int, ...]
     """Indices, as Ray gives them."""
+    min_free_bytes: int = 0
+    """What has to stay free on the disk where an earlier attempt's files are unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def run_command(
 
     Raises:
         TaskFileError: what it names may not be named, or is gone.
-        TimedOut: an earlier attempt is still alive.
+        StillHeld: an earlier attempt is still alive, or retention is at its results.
         SandboxError: nothing was run.
         StorageError, OSError: the disk would not take what had to be written.
 
@@ -168,7 +170,7 @@ def _environment(task: TaskFile, attempt: Attempt, gpus: Gpus) -> dict[str, str]
 def _alone(attempt: Attempt) -> Iterator[None]:
     """Hold the command's results against other attempts and retention, and have them as the last attempt left them."""
     with locked_within(attempt.results / LOCK, _LOCK_TIMEOUT_S) as fd:
-        unpack_all(attempt.results)
+        unpack_all(attempt.results, spare_bytes=attempt.min_free_bytes)
         _put_log_aside(attempt.results, os.pread(fd, 20, 0))
         os.pwrite(fd, f"{attempt.number:<19}\n".encode(), 0)
         yield

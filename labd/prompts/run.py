@@ -115,7 +115,7 @@ def run_prompts(
 
     Raises:
         TaskFileError: the input may not be had, or is not what it should be; nothing was asked.
-        TimedOut: an earlier attempt is still alive.
+        StillHeld: an earlier attempt is still alive, or retention is at its results.
         StorageError, OSError: the disk would not take what had to be written.
 
     """

@@ -5,16 +5,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
 from labd.clock import from_iso, to_iso, utc_now
 from labd.errors import Busy, JournalError, LabdError, TaskFileError
-from labd.files import locked, write_atomic, write_json
+from labd.files import NO_ROOM, locked, write_atomic, write_json
 from labd.packing import WORKING, archive_of, discard, leftovers, pack, unpack_all
 from labd.retention.clock import Reading, trust
 from labd.retention.rules import Action, Finished, Keep, Plan, Rule, decide
@@ -22,7 +22,7 @@ from labd.settings import Home, RetentionRule
 from labd.spool import Entry, Spool
 from labd.task import State, TaskFile, parse_task
 from labd.text import printable
-from labd.trees import remove_tree, size_of
+from labd.trees import give_to_owner_of, measure, remove_tree, size_of
 
 _LOCK = ".lock"
 _OLD_JOURNAL = "journal.pruned.jsonl"
@@ -31,6 +31,7 @@ _RECORD = (EVENTS, RESULT, JOURNAL, PRUNED, _LOCK)
 _MEMORY = "retention.json"
 _UNDECIDED = (State.PENDING, State.RUNNING)
 _LOOK_AGAIN_S = 10.0
+_GIVE_WAY_WITHIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +59,36 @@ class Keeper:
         return {state: _rule(one) for state, one in found.items() if one is not None}
 
     def plan(self, rules: Mapping[State, Rule], now_s: float) -> Plan:
-        """Give what these rules do now; changes nothing.
+        """Give what these rules do now; changes nothing. What can't be looked at stays, and the rest goes on.
 
         Raises:
-            OSError: results/ or the spool can't be looked at.
+            OSError: the spool can't be looked at.
 
         """
         named = self._named.look()
-        found = [
-            task
-            for state, rule in rules.items()
-            for entry in self._spool.entries(state)
-            if (task := self._finished(state, entry, rule, now_s, named)) is not None
-        ]
-        return decide(found, rules, now_s)
+        found: list[Finished] = []
+        unseen: dict[str, str] = {}
+        for state, rule in rules.items():
+            for entry in self._spool.entries(state):
+                try:
+                    found += self._finished(state, entry, rule, now_s, named)
+                except (LabdError, OSError) as error:
+                    unseen[entry.id] = f"can't be looked at: {printable(str(error), 200)}"
+        plan = decide(found, rules, now_s)
+        return replace(plan, kept={**plan.kept, **unseen})
 
     def carry_out(self, actions: Sequence[Action]) -> Iterator[Done]:
         """Do one after the other, and give what became of each; what can't be done now is left for the next time."""
         for action in actions:
-            before = size_of(self._archive.directory(action.id)).size_bytes
+            before, _ = measure(self._archive.directory(action.id))
             try:
                 with self._held(action):
                     self._do(action)
             except (LabdError, OSError) as error:
                 yield Done(action, problem=printable(str(error), 300))
                 continue
-            after = size_of(self._archive.directory(action.id)).size_bytes
-            yield Done(action, freed_bytes=max(0, before - after))
+            after, _ = measure(self._archive.directory(action.id))
+            yield Done(action, freed_bytes=max(0, before.size_bytes - after.size_bytes))
 
     def unpack(self, wanted_id: str) -> list[str]:
         """Give a task's working directories back from their archives; give their names.
@@ -94,13 +98,19 @@ class Keeper:
 
         """
         with self._locked(self._archive.directory(wanted_id)):
-            return unpack_all(self._archive.directory(wanted_id))
+            return unpack_all(
+                self._archive.directory(wanted_id),
+                spare_bytes=self._home.settings.min_free_bytes,
+            )
 
     def may_remove(self, now: Reading) -> str:
         """Give why nothing is to be removed without being asked for, by the clocks, or an empty text; remembers the look.
 
+        A full disk does not take the memory. What was remembered before then counts at the next look, and meanwhile there
+        is something to remove.
+
         Raises:
-            OSError: it can't be remembered.
+            OSError: it can't be remembered, for another reason.
 
         """
         path = self._home.run_dir / _MEMORY
@@ -109,30 +119,35 @@ class Keeper:
         except (OSError, ValueError):
             last = {}
         why, memory = trust(last if isinstance(last, dict) else {}, now)
-        write_json(path, memory)
+        try:
+            write_json(path, memory)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
         return why
 
     # --- looking
 
     def _finished(
         self, state: State, entry: Entry, rule: Rule, now_s: float, named: Mapping[str, str]
-    ) -> Finished | None:
-        """Look at one task, or give ``None``: it is too young for any rule, or there is nothing that could go."""
+    ) -> Iterator[Finished]:
+        """Look at one task; give nothing where it is too young for any rule, or there is nothing that could go."""
         moved_s = entry.moved_ns / 1e9
         if rule.max_bytes is None and 0 <= now_s - moved_s < rule.least_age_s:
-            return None
+            return
         directory = self._archive.directory(entry.id)
         if directory.is_symlink() or not directory.is_dir():
-            return None
+            return
         ended_s, kept = self._end(entry.id)
-        sizes = _sizes(directory)
-        return Finished(
+        sizes, unmeasured = _sizes(directory)
+        yield Finished(
             entry.id,
             state,
             # Who moves a file by hand today has something in mind with it: the later of the two counts.
             max(ended_s, moved_s),
             **sizes,
             kept=kept or named.get(entry.id, ""),
+            unmeasured=unmeasured,
         )
 
     def _end(self, wanted_id: str) -> tuple[float, str]:
@@ -156,9 +171,7 @@ class Keeper:
 
         """
         with self._locked(self._archive.directory(action.id)):
-            places = {state for state, _ in self._spool.where(action.id)}
-            if places != {action.state}:
-                raise Busy("it was moved meanwhile")
+            self._check_place(action)
             if why := self._end(action.id)[1] or self._named.look().get(action.id, ""):
                 raise Busy(why)
             yield
@@ -173,9 +186,12 @@ class Keeper:
                 )
                 held.callback(os.close, fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for name in (_LOCK, JOURNAL):
-                    if (directory / name).is_file():
-                        held.enter_context(locked(directory / name))
+                # The first is made where it is missing: an attempt that begins meanwhile makes it, too. A journal is there
+                # wherever something was done that it could speak of.
+                lock = held.enter_context(locked(directory / _LOCK))
+                give_to_owner_of(directory, lock)
+                if (directory / JOURNAL).is_file():
+                    held.enter_context(locked(directory / JOURNAL))
             except BlockingIOError as error:
                 raise Busy("it is at work") from error
             yield
@@ -185,11 +201,28 @@ class Keeper:
         for path in leftovers(directory):
             remove_tree(path)
         if action.what == "compress":
-            self._compress(directory)
+            self._compress(directory, self._unless_moved(action))
         else:
             _prune(directory, action)
 
-    def _compress(self, directory: Path) -> None:
+    def _unless_moved(self, action: Action) -> Callable[[], None]:
+        """Give what raises `Busy` once the task is wanted elsewhere: somebody who tries it again need not wait for hours."""
+        looked_s = time.monotonic()
+
+        def look() -> None:
+            nonlocal looked_s
+            if (now_s := time.monotonic()) < looked_s + _GIVE_WAY_WITHIN_S:
+                return
+            looked_s = now_s
+            self._check_place(action)
+
+        return look
+
+    def _check_place(self, action: Action) -> None:
+        if {state for state, _ in self._spool.where(action.id)} != {action.state}:
+            raise Busy("it was moved meanwhile")
+
+    def _compress(self, directory: Path, go_on: Callable[[], None]) -> None:
         for name in WORKING:
             if not (directory / name).is_dir() or (directory / name).is_symlink():
                 continue
@@ -197,7 +230,7 @@ class Keeper:
             free = shutil.disk_usage(directory).free - self._home.settings.min_free_bytes
             if free < size_bytes:
                 raise Busy("there is no room to compress it: the archive is made first")
-            pack(directory, name)
+            pack(directory, name, go_on=go_on)
 
 
 def _prune(directory: Path, action: Action) -> None:
@@ -212,9 +245,29 @@ def _prune(directory: Path, action: Action) -> None:
             {*_removed_before(directory), *(printable(path.name) for path in doomed)}
         ),
     }
+    anew = action.state is not State.DONE
+    try:
+        write_json(directory / PRUNED, facts)
+        if anew:
+            _close_journal(directory, action.keep)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+    else:
+        _remove(directory, doomed)
+        return
+    # No room for the record of it: the room comes first, and the journal's copy takes that of the journal.
+    steps = _steps(directory) if anew else b""
+    if steps:
+        _empty(directory / JOURNAL)
+    copied = _took(directory, action.keep, steps)
+    _remove(directory, doomed)
+    if not copied:
+        _copy(directory, action.keep, steps)
     write_json(directory / PRUNED, facts)
-    if action.state is not State.DONE:
-        _close_journal(directory, action.keep)
+
+
+def _remove(directory: Path, doomed: Sequence[Path]) -> None:
     for path in doomed:
         if path.name in WORKING:
             discard(directory, path.name)
@@ -232,11 +285,34 @@ def _removed_before(directory: Path) -> list[str]:
 
 def _close_journal(directory: Path, keep: Keep) -> None:
     """Have a retry begin anew: what the journal's steps speak of is going. Emptied in place, because the file is a lock."""
+    if steps := _steps(directory):
+        _copy(directory, keep, steps)
+        _empty(directory / JOURNAL)
+
+
+def _steps(directory: Path) -> bytes:
     journal = directory / JOURNAL
-    if not journal.is_file() or not journal.stat().st_size:
-        return
-    if keep == "results":
-        write_atomic(directory / _OLD_JOURNAL, journal.read_bytes())
+    return journal.read_bytes() if journal.is_file() else b""
+
+
+def _copy(directory: Path, keep: Keep, steps: bytes) -> None:
+    """Keep what the journal held, where that is to stay."""
+    if steps and keep == "results":
+        write_atomic(directory / _OLD_JOURNAL, steps)
+
+
+def _took(directory: Path, keep: Keep, steps: bytes) -> bool:
+    """Keep the journal's steps, and say whether there was room for them."""
+    try:
+        _copy(directory, keep, steps)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return False
+    return True
+
+
+def _empty(journal: Path) -> None:
     fd = os.open(journal, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.ftruncate(fd, 0)
@@ -254,23 +330,31 @@ def _doomed(directory: Path, keep: Keep) -> list[Path]:
     return [path for path in working if os.path.lexists(path)]
 
 
-def _sizes(directory: Path) -> dict[str, int]:
+def _sizes(directory: Path) -> tuple[dict[str, int], str]:
+    """Measure what lies there by what it is; and why that is not all, or an empty text.
+
+    Code that nobody trusts made it: what can't be measured counts for as much as was seen of it, and can be pruned.
+    """
+    unmeasured = ""
     sizes = dict.fromkeys(("loose_bytes", "packed_bytes", "other_bytes", "record_bytes"), 0)
     packed = {archive_of(directory, name).name for name in WORKING}
     left = {path.name for path in leftovers(directory)}
     for path in directory.iterdir():
-        size, kind = size_of(path), "other_bytes"
+        (size, problem), kind = measure(path), "other_bytes"
+        if problem is not None:
+            unmeasured = printable(str(problem), 200)
         if path.name in left:
             kind = "loose_bytes"
         elif path.name in WORKING:
             # An empty directory is nothing to gain by.
-            kind = "loose_bytes" if size.entries > 1 else "record_bytes"
+            kind = "loose_bytes" if size.entries > 1 or problem is not None else "record_bytes"
         elif path.name in packed:
             kind = "packed_bytes"
         elif path.name in _RECORD:
             kind = "record_bytes"
-        sizes[kind] += size.size_bytes
-    return sizes
+        # What could not be measured is something, also where no block of it was seen.
+        sizes[kind] += max(size.size_bytes, int(problem is not None))
+    return sizes, unmeasured
 
 
 class _Named:

@@ -49,6 +49,8 @@ class Finished:
     """What people came for: goes only where the record alone is kept."""
     record_bytes: int = 0
     kept: str = ""
+    unmeasured: str = ""
+    """Why the bytes are less than there are, or an empty text."""
 
     @property
     def all_bytes(self) -> int:
@@ -104,6 +106,8 @@ def decide(tasks: Sequence[Finished], rules: Mapping[State, Rule], now_s: float)
                 kept[task.id] = why
             else:
                 actions.append(action)
+                if task.unmeasured:
+                    notes.append(f"{task.id}: not all of it can be measured: {task.unmeasured}")
     return Plan(tuple(actions), kept, tuple(notes))
 
 

@@ -345,7 +345,14 @@ def _run_command(
 ) -> Report:
     return run_command(
         task,
-        Attempt(job["task_id"], job["attempt"], results, job["num_cpus"], tuple(gpus)),
+        Attempt(
+            job["task_id"],
+            job["attempt"],
+            results,
+            job["num_cpus"],
+            tuple(gpus),
+            int(job["min_free_bytes"]),
+        ),
         sandbox_of(job["sandbox"]["uid"], frozenset(job["sandbox"]["allow_missing"])),
         where=job["file_name"],
         fence=_fence(job),

@@ -73,7 +73,7 @@ def do_research(
         progress=progress_to(log),
     )
     with Journal(results / JOURNAL, on_step=on_step) as journal:
-        unpack_all(results)
+        unpack_all(results, spare_bytes=job["min_free_bytes"])
         brief = _brief(job, spec, template, gpus, clock, spent_s=journal.spent_s)
         if len(journal):
             log.info("journal.resumed", steps=len(journal))
