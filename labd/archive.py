@@ -5,9 +5,10 @@
 """
 
 import json
+import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ _ENDS = {
 }
 _REMARKS = frozenset({"stuck"})
 """Events that say something of an attempt and change nothing about what became of it."""
+_MAX_SPANS = 200
+_MAX_AMOUNT = 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,11 @@ class History:
     def ended(self) -> State | None:
         """The state that the last event decided, or ``None`` while undecided."""
         return _ENDS.get(str(self.last.get("event")))
+
+    @property
+    def ended_s(self) -> float | None:
+        """When the task ended, in seconds since the epoch; ``None`` while undecided."""
+        return _at_s(self.last) if self.ended else None
 
     @property
     def sha256(self) -> str:
@@ -90,6 +98,76 @@ class History:
             (from_iso(str(e["at"])).timestamp() for e in self.events if e["event"] == "claimed"),
             None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The time in which a task held what it was given. Seconds since the epoch."""
+
+    began_s: float
+    ended_s: float
+    num_cpus: float
+    num_gpus: float
+
+
+def spans_of(
+    events: Iterable[Mapping[str, Any]],
+    *,
+    running_until_s: float | None = None,
+    most_s: float = math.inf,
+) -> tuple[list[Span], int]:
+    """Give when a task held what it was given, attempt by attempt, and of how many attempts no end is on record.
+
+    From its claim, for as long as the next thing that happened to the attempt says that it took. Where that says nothing,
+    until then: of a daemon that was killed this comes with the next one's start, so no longer than `most_s`.
+
+    Args:
+        events: the task's, in order; what in them can't be read is left out.
+        running_until_s: the present moment, seconds since the epoch, where the task runs now.
+        most_s: how long an attempt may take.
+
+    """
+    spans: list[Span] = []
+    claim: Mapping[str, Any] | None = None
+    for event in events:
+        if event.get("event") in _REMARKS:
+            continue
+        if claim is not None and event.get("event") != "unclaimed" and len(spans) < _MAX_SPANS:
+            _add_span(spans, claim, _ended_s(claim, event, most_s))
+        claim = event if event.get("event") == "claimed" and _at_s(event) is not None else None
+    if claim is not None and running_until_s is not None:
+        _add_span(spans, claim, running_until_s)
+    return spans, int(claim is not None and running_until_s is None)
+
+
+def _add_span(spans: list[Span], claim: Mapping[str, Any], ended_s: float | None) -> None:
+    began_s = _at_s(claim)
+    if began_s is None or ended_s is None or ended_s < began_s:
+        return
+    cpus, gpus = (_amount(claim.get(key)) or 0.0 for key in ("num_cpus", "num_gpus"))
+    spans.append(Span(began_s, ended_s, cpus, gpus))
+
+
+def _ended_s(claim: Mapping[str, Any], event: Mapping[str, Any], most_s: float) -> float | None:
+    began_s, at_s = _at_s(claim), _at_s(event)
+    lengths = (_amount(event.get(key)) for key in ("duration_s", "wall_s"))
+    known_s = next((length_s for length_s in lengths if length_s is not None), None)
+    if began_s is None or (at_s is None and known_s is None):
+        return None
+    return began_s + known_s if known_s is not None else min(at_s or 0.0, began_s + most_s)
+
+
+def _at_s(event: Mapping[str, Any]) -> float | None:
+    try:
+        return from_iso(str(event.get("at"))).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _amount(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= _MAX_AMOUNT else None
 
 
 class Archive:

@@ -331,6 +331,32 @@ steps:
     assert adding(one, FRIDAY + timedelta(days=1))
 
 
+def test_a_clock_that_was_ahead_once_silences_no_step() -> None:
+    one, hour = campaign(HOURLY), timedelta(hours=1)
+    ahead = decide(one, begin(one, None, FRIDAY), Queue(), FRIDAY + timedelta(days=400))
+    assert len(ahead.drafts) == 3
+    mended = decide(one, ahead.memory, Queue(), FRIDAY + timedelta(minutes=10))
+    assert not mended.drafts
+    assert [note.event for note in mended.notes] == ["campaign.clock"]
+    fired = decide(one, mended.memory, Queue(), FRIDAY + hour)
+    assert [note.facts["instant"] for note in fired.notes] == ["2026-11-27T13:00:00.000Z"]
+    assert len(fired.drafts) == 3
+    again = begin(one, memory_from_json(json.loads(json.dumps(fired.memory.as_json()))), FRIDAY)
+    assert again == fired.memory
+    assert not decide(one, again, Queue(), FRIDAY + hour).drafts
+
+
+def test_a_clock_that_is_behind_for_a_while_fires_nothing_again() -> None:
+    one = campaign(HOURLY)
+    fired = decide(one, begin(one, None, FRIDAY), Queue(), FRIDAY + timedelta(hours=1))
+    behind = decide(one, fired.memory, Queue(), FRIDAY - timedelta(days=3000, minutes=1))
+    assert not behind.drafts
+    late = FRIDAY + timedelta(hours=1, minutes=2)
+    assert not decide(one, behind.memory, Queue(), late).drafts
+    back = decide(one, fired.memory, Queue(), FRIDAY + timedelta(minutes=59))
+    assert back.memory == fired.memory, "clocks are set by little"
+
+
 names = st.from_regex(r"[a-z][a-z0-9]{0,5}", fullmatch=True)
 moments = st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 

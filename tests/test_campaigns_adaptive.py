@@ -233,6 +233,15 @@ def test_a_result_that_is_not_what_it_should_be_teaches_nothing_wrong(
     json.dumps(found.as_json(), allow_nan=False)
 
 
+def test_what_nobody_knows_the_length_of_teaches_nothing_about_durations() -> None:
+    arm = arm_of("digits", None)
+    one = ended(arm, wall_s=600.0, gpu_s=1200.0)
+    known = learn([one], {})[arm]
+    both = learn([ended(arm, "failed"), one], {})[arm]
+    assert (both.duration_s, both.gpu_hours) == (known.duration_s, known.gpu_hours)
+    assert both.success < known.success
+
+
 def test_domains_seed_profiles_and_their_errors_have_places(tmp_path: Path) -> None:
     path = tmp_path / "domains.yaml"
     assert read_domains(path) == {}
@@ -480,6 +489,26 @@ def test_the_daemon_keeps_the_lab_busy_learns_and_says_why(busy: stepped.Lab) ->
     known = BoundedLines(busy.home.run_dir / "outcomes.jsonl").read()
     assert len(known) == 6
     assert {one["campaign"] for one in known} == {"busy"}
+
+
+def test_gpu_hours_are_of_all_attempts_also_of_those_that_left_no_result(
+    busy: stepped.Lab,
+) -> None:
+    keys = '{kind: command, run: "true", num_gpus: 2, max_retries: 0}'
+    text = BUSY.replace('{kind: command, run: "true"}', keys)
+    (busy.home.campaigns / "busy.yaml").write_text(text)
+    busy.engine.nodes[:] = [NodeInfo("n1", "here", 2.0, 2.0, local=True)]
+    busy.start()
+    busy.engine.tell(n1=said())
+    busy.turn()
+    [attempt] = busy.engine.live()
+    busy.clock.jump(3600)
+    busy.engine.lose(attempt.job.task_id)
+    busy.turn()
+    [known] = BoundedLines(busy.home.run_dir / "outcomes.jsonl").read()
+    assert known["state"] == "failed"
+    assert 3600 <= known["wall_s"] < 3700
+    assert known["gpu_s"] == 2 * known["wall_s"]
 
 
 def test_a_machine_at_critical_load_gets_no_new_tasks_and_others_do(busy: stepped.Lab) -> None:

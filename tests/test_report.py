@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from labd.archive import Span, spans_of
+from labd.clock import from_iso
 from labd.errors import NotFound
 from labd.report import (
     KEPT,
@@ -29,7 +31,7 @@ from labd.report import (
     render,
 )
 from labd.report.deciding import decisions_of
-from labd.report.model import Span, TaskTold
+from labd.report.model import TaskTold
 from labd.report.usage import usage_of
 from labd.task import State
 from tests.reportlab import NOW, SINCE, ReportLab, ago, claimed, ended, failed, lines
@@ -271,6 +273,27 @@ def test_only_what_ended_in_the_period_or_runs_is_told_and_only_the_part_inside_
     early = lab.facts(since=NOW - timedelta(days=13), until=NOW - timedelta(days=12))
     assert [one.id for one in early.tasks if one.state == "done"] == ["before"]
     assert "has ended before" in early.notes[0]
+
+
+def test_an_attempt_counts_for_as_long_as_it_took_or_could_take_where_nobody_saw_its_end() -> None:
+    begins = from_iso(ago(40)).timestamp()
+    claim, again = claimed(40, num_gpus=2), claimed(10, num_gpus=2, attempt=2)
+    stuck = ended("stuck", 39.5, recovery="end_run")
+
+    def hours(*events: dict[str, Any], **known: Any) -> list[float]:
+        return [(s.ended_s - s.began_s) / 3600 for s in spans_of(events, **known)[0]]
+
+    assert hours(claim, stuck, ended("lost", 39)) == pytest.approx([1])
+    assert hours(claim, ended("lost", 39, duration_s=1800)) == pytest.approx([0.5])
+    late = ended("done", 10, wall_s=7200)
+    assert hours(claim, late) == pytest.approx([2]), "the daemon came back a day later"
+    killed = [claim, ended("interrupted", 10), again, ended("done", 9, duration_s=3600)]
+    assert hours(*killed, most_s=4 * 3600) == pytest.approx([4, 1])
+    assert hours(claim, {**late, "wall_s": float("nan")}) == pytest.approx([30])
+    set_back = ended("lost", 41, duration_s=60)
+    assert spans_of([claim, set_back])[0] == [Span(begins, begins + 60, 1, 2)]
+    assert hours(claim, {"event": "unclaimed"}, again, running_until_s=begins) == []
+    assert spans_of([claim])[1] == 1
 
 
 def test_a_campaigns_report_is_of_its_tasks_only(lab: ReportLab) -> None:

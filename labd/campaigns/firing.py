@@ -17,6 +17,8 @@ from labd.clock import from_iso, print_duration, to_iso
 
 LATE_S = 300.0
 """After so long a firing counts as missed."""
+_AHEAD_S = 300.0
+"""By so much what is remembered may lie ahead: clocks are set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Memory:
     """How many tasks the adaptive queue has added, by arm; older ones count less."""
     given: Mapping[str, int] = field(default_factory=dict)
     """How many in all, by arm."""
+    doubted: Mapping[str, datetime] = field(default_factory=dict)
+    """What `through` said that was yet to come: the clock was ahead then, or is behind now."""
 
     def as_json(self) -> dict[str, Any]:
         """Give it as JSON data."""
@@ -49,6 +53,7 @@ class Memory:
             },
             "picked": {arm: round(count, 6) for arm, count in self.picked.items()},
             "given": dict(self.given),
+            "doubted": {name: to_iso(at) for name, at in self.doubted.items()},
         }
 
 
@@ -67,6 +72,7 @@ def memory_from_json(value: Mapping[str, Any]) -> Memory:
         },
         {str(arm): float(count) for arm, count in value["picked"].items()},
         {str(arm): int(count) for arm, count in value["given"].items()},
+        {str(name): from_iso(at) for name, at in value.get("doubted", {}).items()},
     )
 
 
@@ -115,6 +121,7 @@ def begin(campaign: Campaign, memory: Memory | None, now: datetime) -> Memory:
         known,
         through={name: known.through.get(name, now) for name in names},
         opened={name: o for name, o in known.opened.items() if name in names},
+        doubted={name: at for name, at in known.doubted.items() if name in names},
     )
 
 
@@ -136,13 +143,44 @@ def decide(
         gpu_hours: what its tasks took in the last seven days, with what those under way are expected to.
 
     """
-    decision = Decision(memory)
+    decision = _by_this_clock(campaign, memory, now)
+    memory = decision.memory
     due = [(at, step) for step in campaign.steps if (at := _due(campaign, step, memory, now))]
     for at, step in sorted(due, key=lambda one: one[0]):
         decision = _fire(campaign, step, at, decision, now)
     if decision.wind_down:
         queue = replace(queue, pending=())
     return _top_up(campaign, decision, queue, gpu_hours)
+
+
+def _by_this_clock(campaign: Campaign, memory: Memory, now: datetime) -> Decision:
+    """Let no step be done with what is yet to come: a clock that was ahead once would silence it until then.
+
+    Which of the two clocks was wrong can't be told. So what it was done with is kept, and holds again from that time on:
+    nothing fires twice where it is the present clock that is behind. A firing that is open keeps its instant, because its
+    tasks' names say it.
+    """
+    limit = now + timedelta(seconds=_AHEAD_S)
+    ahead = {name: at for name, at in memory.through.items() if at > limit}
+    come = {name: at for name, at in memory.doubted.items() if at <= now}
+    if not ahead and not come:
+        return Decision(memory)
+    through = {**memory.through, **dict.fromkeys(ahead, now)}
+    through |= {name: max(at, through[name]) for name, at in come.items() if name in through}
+    kept = {name: at for name, at in memory.doubted.items() if name not in come}
+    notes = [
+        Note(
+            "campaign.clock",
+            {
+                "campaign": campaign.name,
+                "step": name,
+                "instant": to_iso(at),
+                "why": "it was done with what is yet to come: the clock was ahead then, or is behind now",
+            },
+        )
+        for name, at in ahead.items()
+    ]
+    return Decision(replace(memory, through=through, doubted={**kept, **ahead}), notes=notes)
 
 
 def upcoming(campaign: Campaign, now: datetime, count: int = 1) -> list[tuple[datetime, Step]]:

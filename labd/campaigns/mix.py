@@ -14,7 +14,7 @@ section 3, where the share is a probability. The square, which sharpens the pref
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ class Outcome:
     state: str
     ended_at_s: float
     wall_s: float = 0.0
+    """For how long its attempts ran together; 0: nobody knows."""
     gpu_s: float = 0.0
     tokens: int = 0
     verdict: str = ""
@@ -69,6 +70,9 @@ def outcome_of(
     state: str,
     result: Mapping[str, Any],
     ended_at_s: float,
+    *,
+    wall_s: float = 0.0,
+    gpu_s: float = 0.0,
 ) -> Outcome:
     """Give what is kept of a task.
 
@@ -78,6 +82,8 @@ def outcome_of(
         state: the state in which it ended.
         result: its `result.json`.
         ended_at_s: when, in seconds since the epoch.
+        wall_s: for how long all its attempts ran together, also those that were lost or killed and have no result.
+        gpu_s: for how long they held GPUs, each counted.
 
     """
     labels = [str(label) for label in keys.get("labels", ())]
@@ -93,8 +99,8 @@ def outcome_of(
         campaign=campaign,
         state=state,
         ended_at_s=ended_at_s,
-        wall_s=_number(result.get("wall_s")) or 0.0,
-        gpu_s=_number(result.get("gpu_s")) or 0.0,
+        wall_s=wall_s,
+        gpu_s=gpu_s,
         tokens=int(_number(result.get("tokens")) or 0),
         verdict=str(claim.get("verdict") or "")[:40],
         effect_size=_number(effect),
@@ -135,7 +141,8 @@ def learn(outcomes: Iterable[Outcome], seeds: Mapping[str, Profile]) -> dict[str
     """Give the profile of each arm that has ended a task, and of each that is expected.
 
     Args:
-        outcomes: what ended, oldest first. What was cancelled says nothing.
+        outcomes: what ended, oldest first. What was cancelled says nothing, and what took nobody knows how long
+            nothing of durations and GPU hours.
         seeds: what is expected of an arm before.
 
     """
@@ -156,19 +163,21 @@ def seed_for(arm: str, seeds: Mapping[str, Profile]) -> Profile:
 def _profile(seed: Profile, ended: Sequence[Outcome]) -> Profile:
     decay = 0.5 ** (1 / _HALF_LIFE_TASKS)
     weights = [decay**age for age in range(len(ended) - 1, -1, -1)]
+    every = [*zip(weights, ended, strict=True)]
+    timed = [(w, o) for w, o in every if o.wall_s > 0]
 
-    def mean(prior: float, values: Sequence[float]) -> float:
-        total = _PRIOR_TASKS * prior + math.fsum(
-            w * v for w, v in zip(weights, values, strict=True)
-        )
-        return total / (_PRIOR_TASKS + math.fsum(weights))
+    def mean(
+        prior: float, of: Sequence[tuple[float, Outcome]], value: Callable[[Outcome], float]
+    ) -> float:
+        total = _PRIOR_TASKS * prior + math.fsum(w * value(o) for w, o in of)
+        return total / (_PRIOR_TASKS + math.fsum(w for w, _ in of))
 
     return Profile(
-        duration_s=mean(seed.duration_s, [o.wall_s for o in ended]),
-        success=mean(seed.success, [float(o.state == "done") for o in ended]),
-        payoff=mean(seed.payoff, [payoff_of(o) for o in ended]),
-        gpu_hours=mean(seed.gpu_hours, [o.gpu_s / 3600 for o in ended]),
-        tokens=mean(seed.tokens, [float(o.tokens) for o in ended]),
+        duration_s=mean(seed.duration_s, timed, lambda o: o.wall_s),
+        success=mean(seed.success, every, lambda o: float(o.state == "done")),
+        payoff=mean(seed.payoff, every, payoff_of),
+        gpu_hours=mean(seed.gpu_hours, timed, lambda o: o.gpu_s / 3600),
+        tokens=mean(seed.tokens, every, lambda o: float(o.tokens)),
         tasks=len(ended),
     )
 

@@ -4,6 +4,7 @@ The order makes a kill harmless: task files first, then what is remembered. What
 is decided again, and its files are known by their names.
 """
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from labd.archive import Archive
+from labd.archive import Archive, History, spans_of
 from labd.campaigns import (
     DECISIONS,
     LOCK,
@@ -46,7 +47,7 @@ from labd.clock import from_iso, to_iso
 from labd.daemon.loads import Loads, SeenNode
 from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once
-from labd.errors import ConfigError, LabdError, TaskFileError
+from labd.errors import ConfigError, JournalError, LabdError, TaskFileError
 from labd.log import Logger
 from labd.scheduler import Demand
 from labd.settings import Home
@@ -290,10 +291,25 @@ class Campaigning:
         for state, name in self._spool.where(task):
             spec = self._spec(state, name) if state.decided else None
             if spec is not None:
-                result = self._archive.result(task) or {}
-                keys = spec.model_dump(include={"kind", "template", "model", "labels"})
-                return outcome_of(task, keys, state.value, result, time.time())
+                return self._outcome_of(task, spec, state)
         return None
+
+    def _outcome_of(self, task: str, spec: TaskSpec, state: State) -> Outcome:
+        history = History(())
+        with suppress(JournalError, OSError):  # what it took is then not known
+            history = self._archive.history(task)
+        limit_s = spec.timeout or self._home.settings.default_timeout
+        spans, _ = spans_of(history.since_asked(), most_s=limit_s)
+        lengths_s = [span.ended_s - span.began_s for span in spans]
+        return outcome_of(
+            task,
+            spec.model_dump(include={"kind", "template", "model", "labels"}),
+            state.value,
+            self._archive.result(task) or {},
+            time.time(),
+            wall_s=math.fsum(lengths_s),
+            gpu_s=math.fsum(s * span.num_gpus for s, span in zip(lengths_s, spans, strict=True)),
+        )
 
     def _spec(self, state: State, name: str) -> TaskSpec | None:
         with suppress(TaskFileError, OSError):

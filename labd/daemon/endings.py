@@ -80,7 +80,7 @@ class Endings:
             return _Decision(active, active.end)
         facts: dict[str, Any] = {
             "attempt": active.attempt,
-            "duration_s": round(time.monotonic() - active.since_s, 3),
+            "duration_s": _duration_s(active),
         }
         outcome = self._outcome(active, ended)
         if active.leaving == "timed_out" and outcome is None:
@@ -153,6 +153,7 @@ class Endings:
                 attempt=active.attempt,
                 code=code,
                 reason=reason,
+                duration_s=facts["duration_s"],
             )
             active.loss = code
         losses = self._archive.history(active.task_id).count("lost")
@@ -223,9 +224,18 @@ class Endings:
         state = self._attempts.state_of_file(active)
         undecided = state in {State.PENDING, State.RUNNING}
         event = "requeued" if undecided else "cancelled"
-        facts = {"attempt": active.attempt, "moved_to": state.value if state else "nowhere"}
+        facts = {
+            "attempt": active.attempt,
+            "moved_to": state.value if state else "nowhere",
+            "duration_s": _duration_s(active),
+        }
         self._archive.record(active.task_id, event, durable=False, **facts)
         self._log.info("task.finished", task_id=active.task_id, state=event, **facts)
+
+
+def _duration_s(active: Active) -> float:
+    """Give for how long an attempt has held what it was given."""
+    return round(time.monotonic() - active.since_s, 3)
 
 
 def error_of(code: str, message: str) -> dict[str, Any]:

@@ -164,7 +164,12 @@ class Recovery:
         if state is State.FAILED and error.get("retryable"):
             code, reason = error.get("code"), error.get("message")
             self._archive.record(
-                entry.id, "lost", attempt=history.attempt, code=code, reason=reason
+                entry.id,
+                "lost",
+                attempt=history.attempt,
+                code=code,
+                reason=reason,
+                wall_s=result.get("wall_s"),
             )
             self._go_on_later(entry)
             return

@@ -191,6 +191,7 @@ _TABLE: Mapping[str, tuple[str, str]] = {
     "event_campaign_added": ("added a task", "작업 추가"),
     "event_campaign_skipped": ("skipped", "건너뜀"),
     "event_campaign_rest_dropped": ("dropped the rest", "나머지 버림"),
+    "event_campaign_clock": ("went by this clock", "현재 시계를 따름"),
     "event_campaign_wound_down": ("wound down", "마무리함"),
     "event_load_changed": ("load changed", "부하 변화"),
     # submitting

@@ -8,12 +8,12 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from labd.archive import RESULT, Archive
+from labd.archive import RESULT, Archive, spans_of
 from labd.campaigns import DECISIONS, BoundedLines
 from labd.errors import JournalError, NotFound, TaskFileError
 from labd.published import version_of
 from labd.report.model import TaskTold
-from labd.report.reading import end_of, lost_of, research_of, spans_of, tokens_of
+from labd.report.reading import end_of, lost_of, research_of, tokens_of
 from labd.report.summary import Facts
 from labd.settings import Home
 from labd.spool import Entry, Spool
@@ -120,7 +120,9 @@ class _Gathering:
         end = end_of(events) if state.decided else None
         ended_s = end.at_s if end is not None else entry.moved_ns / 1e9
         runs = state is State.RUNNING
-        spans, unknown = spans_of(events, self._now_s, runs=runs)
+        limit_s = (spec and spec.timeout) or self._home.settings.default_timeout
+        until_s = self._now_s if runs else None
+        spans, unknown = spans_of(events, running_until_s=until_s, most_s=limit_s)
         inside = self._since_s <= ended_s <= self._until_s if state.decided else runs
         if not inside and not any(
             one.ended_s > self._since_s and one.began_s < self._until_s for one in spans

@@ -8,18 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from labd.archive import Span
+
 VERSION = 1
 """Of the JSON form. A key may be added under the same version; none changes its meaning or goes away."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The time in which a task held what it was given. Seconds since the epoch."""
-
-    began_s: float
-    ended_s: float
-    num_cpus: float
-    num_gpus: float
 
 
 @dataclass(frozen=True, slots=True)

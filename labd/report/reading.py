@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
 from labd.clock import from_iso
-from labd.report.model import Comparison, IdeaTold, Lost, ModelTokens, Research, Span
+from labd.report.model import Comparison, IdeaTold, Lost, ModelTokens, Research
 from labd.text import printable
 
 ENDS = {"done": "done", "failed": "failed", "cancelled": "cancelled", "refused": "failed"}
 MAX_IDEAS = 16
 _MAX_TEXT = 300
 _MAX_NUMBER = 1e15
-_MAX_SPANS = 200
 
 
 class _Part(BaseModel):
@@ -69,44 +68,6 @@ class Ended(_Part):
     took_s: float | None = None
     code: str = ""
     message: str = ""
-
-
-def spans_of(
-    events: Sequence[Mapping[str, Any]], now_s: float, *, runs: bool
-) -> tuple[list[Span], int]:
-    """Give when a task held what it was given, and of how many attempts no end is on record.
-
-    From its claim to the next thing that happened to it: its end, its loss, or that it was queued again. Of a daemon that
-    was killed this comes with the next one's start.
-
-    Args:
-        events: the task's, in order.
-        now_s: the present moment, seconds since the epoch.
-        runs: whether it runs now.
-
-    """
-    spans: list[Span] = []
-    claim: Mapping[str, Any] | None = None
-    unknown = 0
-    for event in events:
-        at_s = _at(event)
-        if claim is not None and event.get("event") != "unclaimed" and len(spans) < _MAX_SPANS:
-            _add(spans, claim, at_s)
-        claim = event if event.get("event") == "claimed" and at_s is not None else None
-    if claim is not None:
-        if runs:
-            _add(spans, claim, now_s)
-        else:
-            unknown = 1
-    return spans, unknown
-
-
-def _add(spans: list[Span], claim: Mapping[str, Any], ended_s: float | None) -> None:
-    began_s = _at(claim)
-    if began_s is None or ended_s is None or ended_s < began_s:
-        return
-    cpus, gpus = (number(claim.get(key)) or 0.0 for key in ("num_cpus", "num_gpus"))
-    spans.append(Span(began_s, ended_s, cpus, gpus))
 
 
 def end_of(events: Sequence[Mapping[str, Any]]) -> Ended | None:

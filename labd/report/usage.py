@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from labd.report.model import Span, TaskTold, Usage
+from labd.archive import Span
+from labd.report.model import TaskTold, Usage
 
 _STEPS = (
     300.0,
