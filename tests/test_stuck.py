@@ -101,6 +101,8 @@ class Played:
         ("work_cpu_s", 0.05, False),
         ("written_bytes", 1, True),
         ("shipped_bytes", 1, True),
+        ("read_bytes", 200_000, True),
+        ("read_bytes", 100_000, False),
         ("own_cpu_s", 0.6, True),
         ("own_cpu_s", 0.4, False),
     ],
@@ -446,6 +448,7 @@ def test_a_silent_computation_uses_cpu_a_stopped_worker_says_nothing_and_can_be_
         wait_until(lambda: signs_of(signs)["work_cpu_s"] > 0.2, 30, "CPU time")
         first = signs_of(signs)
         assert first["written_bytes"] > 0
+        assert first["read_bytes"] > 10_000, "its programs at the least"
         assert set(first) == {f.name for f in fields(Signs)} - {"at_s"} | {"task_id", "attempt"}
         monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path.parent))
         node = {

@@ -20,6 +20,8 @@ OWN_SHARE = 0.05
 OWN_SHARE_PER_RUN = 0.1
 """More of that for each run under way: measuring it may take a tenth of the time (see `labd.sandbox.supervise`)."""
 GPU_SHARE = 0.01
+READ_BYTES_PER_S = 16 * 1024
+"""Less, for what the worker has started, is waiting and not reading: a shell that sleeps half a second in a loop reads 8 KiB/s (measured)."""
 MAX_REACTION_S = 60.0
 """After so long, or its limit where that is shorter, a worker that was told to end its runs and moves nothing is stuck itself."""
 MAX_APART_S = 60.0
@@ -38,6 +40,7 @@ class Signs:
             can't say anything.
         work_cpu_s, own_cpu_s: CPU time of the processes that the worker started, and of the worker.
         written_bytes: what those processes that live have written, to files and pipes.
+        read_bytes: the same, read.
         shipped_bytes: what has travelled between this node and the lab's own for it, or was read for that.
         gpu_use: of the busiest of its GPUs, 0 to 1; None where nobody says.
         asks: requests to language models, and for GPUs that these fill, that are under way or wait for their turn.
@@ -53,6 +56,7 @@ class Signs:
     work_cpu_s: float = 0.0
     own_cpu_s: float = 0.0
     written_bytes: int = 0
+    read_bytes: int = 0
     shipped_bytes: int = 0
     gpu_use: float | None = None
     asks: int = 0
@@ -139,6 +143,8 @@ def moved(before: Signs, after: Signs) -> str:
         or _used(before.own_cpu_s, after.own_cpu_s, own_share * elapsed_s),
         # A slow download takes hardly any CPU time.
         "a byte written": after.written_bytes > before.written_bytes,
+        # Who waits looks now and then whether there is something; who reads from a slow disk gets more than that.
+        "reading": _used(before.read_bytes, after.read_bytes, READ_BYTES_PER_S * elapsed_s),
         "a byte shipped": after.shipped_bytes != before.shipped_bytes,
         "GPU use": (after.gpu_use or 0.0) > GPU_SHARE,
         # A server that is silent, or a queue, has a patience of its own; but a worker that is silent waits for nothing.

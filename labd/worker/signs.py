@@ -275,9 +275,9 @@ def _used_by(pids: Iterable[int]) -> dict[int, dict[str, float]]:
 def _used(
     process: psutil.Process | None, children: Mapping[int, Sequence[psutil.Process]]
 ) -> dict[str, float]:
-    """Give a process's own CPU seconds, those of all below it, the dead ones' too, and what these have written."""
+    """Give a process's own CPU seconds, those of all below it, the dead ones' too, and what these have written and read."""
     own_s = work_s = 0.0
-    written_bytes = 0
+    written_bytes = read_bytes = 0
     below: list[psutil.Process] = []
     if process is not None:
         with suppress(psutil.Error):
@@ -289,5 +289,12 @@ def _used(
         below += children.get(one.pid, ())
         with suppress(psutil.Error):
             work_s += sum(one.cpu_times()[:4])
-            written_bytes += one.io_counters().write_chars
-    return {"own_cpu_s": own_s, "work_cpu_s": work_s, "written_bytes": written_bytes}
+            used_io = one.io_counters()
+            written_bytes += used_io.write_chars
+            read_bytes += used_io.read_chars
+    return {
+        "own_cpu_s": own_s,
+        "work_cpu_s": work_s,
+        "written_bytes": written_bytes,
+        "read_bytes": read_bytes,
+    }
