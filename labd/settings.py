@@ -228,7 +228,8 @@ class PageSettings(_Part):
 
 
 def _is_server(parts: SplitResult) -> bool:
-    """Say whether a URL names a server of the web and nobody's name or password; raises `ValueError` for no port."""
+    """Say whether a URL names a server of the web and nobody's name or password; raises `ValueError` for no port or host."""
+    (parts.hostname or "").encode("idna")  # a part of it may be empty, or too long
     odd = set(parts.netloc) & set("@{}")
     return (
         parts.scheme in {"http", "https"} and bool(parts.hostname) and not odd and parts.port != 0

@@ -344,6 +344,17 @@ def test_a_server_that_refuses_is_asked_once_and_what_it_says_is_cleaned(
         assert len(there.requests) == 1
 
 
+@pytest.mark.parametrize("host", ["xn--", "xn--zzzzzz"])
+def test_a_server_whose_name_is_none_is_a_problem_that_is_told(
+    tmp_path: Path, hooks: Callable[..., Hooks], log: Log, host: str
+) -> None:
+    one = rule(webhook=f"http://{host}/x")
+    (tried,) = try_now([one], tmp_path, "done")
+    assert tried.problem.startswith(f"http://{host}: the webhook is no URL")
+    hooks(one).send("failed", {"task": "a"})
+    wait_until(lambda: log.said("hook.failed"), 20, "that it is told")
+
+
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     with (
         server(200) as elsewhere,
@@ -460,6 +471,8 @@ def test_a_killed_daemons_notice_is_told_by_the_next_one_under_the_same_number(
         ({"on": ["done"], "webhook": "http://{key}/"}, "without a user"),
         ({"on": ["done"], "webhook": "http://h:99999/"}, "http://"),
         ({"on": ["done"], "webhook": "http://h/a b"}, "http://"),
+        ({"on": ["done"], "webhook": "http://a..b/"}, "http://"),
+        ({"on": ["done"], "webhook": f"http://{'a' * 70}.de/"}, "http://"),
         ({"on": ["done"], "webhook": "http://h", "headers": {"a": "b\r\nc: d"}}, "headers"),
         ({"on": ["done"], "webhook": "http://h", "headers": {"a:b": "c"}}, "headers"),
     ],

@@ -103,11 +103,14 @@ def _addressed(rule: NotifySettings, key: str) -> tuple[httpx.URL, dict[str, str
         **{name.lower(): value.replace("{key}", key) for name, value in rule.headers.items()},
     }
     try:
-        return httpx.URL((rule.webhook or "").replace("{key}", key)), headers
-    except httpx.InvalidURL as error:
+        url = httpx.URL((rule.webhook or "").replace("{key}", key))
+        # Only here its international form is looked at, of which httpx's own errors are not.
+        httpx.Request("POST", url)
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise ConfigError(
-            "the webhook is no URL with that key in it", where=where_of(rule)
+            "the webhook is no URL, or not with that key in it", where=where_of(rule)
         ) from error
+    return url, headers
 
 
 def _request(url: httpx.URL, headers: Mapping[str, str], body: bytes, timeout_s: float) -> None:
