@@ -15,7 +15,7 @@ from labd.clock import to_iso, utc_now
 from labd.daemon.chores import Chores, Done
 from labd.daemon.hygiene import LOG_BYTES, Hygiene, cut_log, is_full
 from labd.daemon.telling import STATUS
-from labd.engine.raylogs import sweep
+from labd.engine.raylogs import is_own, sweep
 from labd.files import write_json
 from labd.lab import Lab
 from labd.page.overview import strip
@@ -223,6 +223,15 @@ def test_of_rays_logs_those_of_processes_that_ended_go_but_for_the_last(tmp_path
     sweep(tmp_path, most_old=1)
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(str(path.relative_to(tmp_path)) for path in left) == sorted(names[4:])
+
+
+def test_logs_of_a_ray_that_others_use_too_are_not_labds_to_remove() -> None:
+    logs = "session_2026-11-27_04-00-00_000000_1/logs"
+    shared = (Path("/tmp/ray") / logs, Path("/run/ray") / logs, Path("/run/labd-ray-2") / logs)
+    assert not any(is_own(path) for path in shared)
+    assert is_own(Path("/run/labd-ray") / logs)
+    assert is_own(Path(f"/tmp/labd-ray-{os.getuid()}/4711") / logs)
+    assert not is_own(Path(f"/tmp/labd-ray-{os.getuid() + 1}/4711") / logs)
 
 
 def test_a_file_without_a_stated_limit_is_found(tmp_path: Path) -> None:

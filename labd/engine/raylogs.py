@@ -9,6 +9,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from labd.engine.processes import temp_of
+from labd.engine.start import TEMP
+
 MOST_OLD = 300
 """Files of processes that have ended, the last of which are kept."""
 _EVERY_S = 60.0
@@ -23,14 +26,22 @@ class _Sweeping:
 
 
 def sweep_now_and_then() -> None:
-    """Remove old logs of this node's Ray, at most once a minute. For a process of Ray's."""
+    """Remove old logs of this node's Ray, where that is labd's own, at most once a minute. For a process of Ray's."""
     if time.monotonic() < _Sweeping.next_s:
         return
     _Sweeping.next_s = time.monotonic() + _EVERY_S
     from ray._private import worker  # noqa: PLC0415 - whoever sweeps a directory of its own needs no Ray
 
-    if worker._global_node is not None:  # noqa: SLF001 - Ray tells nobody else where its logs are
-        sweep(Path(worker._global_node.get_logs_dir_path()))  # noqa: SLF001 - as above
+    if worker._global_node is None:  # noqa: SLF001 - Ray tells nobody else where its logs are
+        return
+    logs = Path(worker._global_node.get_logs_dir_path())  # noqa: SLF001 - as above
+    if is_own(logs):
+        sweep(logs)
+
+
+def is_own(logs: Path) -> bool:
+    """Say whether logs are of a Ray that labd started: those of a Ray that it shares with others are not its to remove."""
+    return TEMP in logs.parents or temp_of(os.getpid()).parent in logs.parents
 
 
 def sweep(logs: Path, most_old: int = MOST_OLD) -> None:
