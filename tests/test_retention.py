@@ -60,6 +60,19 @@ def test_a_task_is_compressed_and_later_pruned_by_the_age_of_its_end() -> None:
     assert plan.actions[1].reason == "ended 30 d 0 h ago; prune_after is 30 d 0 h"
 
 
+def test_compressing_counts_from_the_last_change_unless_that_is_still_to_come() -> None:
+    rule = Rule(compress_after_s=7 * DAY_S, prune_after_s=30 * DAY_S)
+    ages_d = {"unpacked": 1, "long ago": 8, "dated ahead": -9}
+    tasks = [finished(name, 20, changed_s=NOW_S - age * DAY_S) for name, age in ages_d.items()]
+    old = finished("old", 31, changed_s=NOW_S - DAY_S)
+    plan = decide([*tasks, old], {State.DONE: rule}, NOW_S)
+    assert [(action.what, action.id) for action in plan.actions] == [
+        ("prune", "old"),
+        ("compress", "dated ahead"),
+        ("compress", "long ago"),
+    ]
+
+
 def test_nothing_goes_where_no_rule_says_so() -> None:
     assert decide([finished("old", 10_000)], {}, NOW_S).actions == ()
     assert decide([finished("old", 10_000)], {State.DONE: Rule()}, NOW_S).actions == ()
@@ -388,6 +401,20 @@ def test_compressing_keeps_what_people_came_for_and_unpacking_gives_all_back(
     assert run_rules(home) == [], "what is compressed is compressed again"
     assert Keeper(home).unpack("t") == list(WORKING)
     assert tree(results) == before
+
+
+def test_what_somebody_unpacked_is_not_compressed_again_at_once(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, done={"compress_after": "1d"})
+    results = add(home, "t")
+    os.utime(results / "runs", (1, 1))
+    began_s = (results / RESULT).stat().st_mtime
+    assert run_rules(home) == [""]
+    Keeper(home).unpack("t")
+    assert (results / "runs").stat().st_mtime >= began_s
+    unpacked_s = soon()
+    os.utime(results / "runs", (unpacked_s, unpacked_s))
+    assert run_rules(home, unpacked_s + DAY_S / 2) == []
+    assert run_rules(home, unpacked_s + 2 * DAY_S) == [""]
 
 
 def test_pruning_keeps_the_record_and_the_paper_and_the_id(tmp_path: Path) -> None:

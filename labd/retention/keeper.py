@@ -147,6 +147,7 @@ class Keeper:
             max(ended_s, moved_s),
             **sizes,
             kept=kept or named.get(entry.id, ""),
+            changed_s=_changed_s(directory),
             unmeasured=unmeasured,
         )
 
@@ -355,6 +356,12 @@ def _sizes(directory: Path) -> tuple[dict[str, int], str]:
         # What could not be measured is something, also where no block of it was seen.
         sizes[kind] += max(size.size_bytes, int(problem is not None))
     return sizes, unmeasured
+
+
+def _changed_s(directory: Path) -> float:
+    """Give when one of the working directories was last changed, not counting what is below; 0 where there is none."""
+    found = (directory / name for name in WORKING)
+    return max((path.lstat().st_mtime for path in found if os.path.lexists(path)), default=0.0)
 
 
 class _Named:
