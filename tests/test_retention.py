@@ -21,6 +21,7 @@ from labd.files import locked, locked_within
 from labd.journal import Journal
 from labd.packing import WORKING, archived, pack, unpack, unpack_all
 from labd.retention import Action, Finished, Keeper, Reading, Rule, decide, trust
+from labd.retention.rules import in_turn
 from labd.settings import Home
 from labd.spool import Spool
 from labd.task import State
@@ -130,6 +131,16 @@ def test_an_end_ahead_of_the_clock_is_never_acted_on_nor_a_younger_one_for_its_a
     if limit is None and prune_d is not None:
         ahead = {task.id for task in tasks if task.ended_s > NOW_S + 300}
         assert ahead <= set(plan.kept)
+
+
+def test_unattended_what_makes_room_goes_first_and_what_was_cut_off_last() -> None:
+    rules = {State.DONE: Rule(compress_after_s=DAY_S), State.FAILED: Rule(prune_after_s=DAY_S)}
+    done = [finished(name, age) for name, age in (("giant", 9), ("twice", 8), ("b", 7), ("c", 6))]
+    failed = finished("f", 5, state=State.FAILED)
+    plan = decide([*done, failed], rules, NOW_S)
+    assert [action.id for action in in_turn(plan.actions, [])] == ["f", "giant", "twice", "b", "c"]
+    turns = in_turn(plan.actions, ["giant", "f", "twice"])
+    assert [action.id for action in turns] == ["f", "b", "c", "giant", "twice"]
 
 
 # --- the clocks
@@ -669,3 +680,59 @@ def test_a_full_disk_is_pruned_and_what_was_done_is_on_record(tmp_path: Path) ->
     )
     expected = [".lock", EVENTS, JOURNAL, "journal.pruned.jsonl", "paper.pdf", PRUNED, RESULT]
     assert done.stdout.splitlines() == ["['', '']", f"{sorted(expected)} 0", "50000"], done.stderr
+
+
+_UNATTENDED = """
+import sys
+from pathlib import Path
+from labd.retention import Keeper, Reading
+from labd.settings import load_home
+from tests.test_retention import calm, soon
+
+keeper = Keeper(load_home(Path(sys.argv[1])))
+print(keeper.unattended(keeper.plan(keeper.rules, soon()).actions, calm(keeper)))
+"""
+
+
+def calm(keeper: Keeper) -> Reading:
+    """Have the clocks agree for a day; give a reading that is believed."""
+    for hour in range(25):
+        keeper.may_remove(Reading(NOW_S + hour * HOUR, hour * HOUR, "boot"))
+    return Reading(NOW_S + 25 * HOUR, 25 * HOUR, "boot")
+
+
+def test_a_task_that_a_run_was_killed_in_holds_up_no_other(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, done={"compress_after": "1h"})
+    results = add(home, "a-giant")
+    with (results / "files" / "long").open("wb") as file:
+        file.truncate(2**30)
+    add(home, "b")
+    process = subprocess.Popen([sys.executable, "-c", _UNATTENDED, str(tmp_path)])
+    deadline_s = time.monotonic() + 30
+    while not list(results.glob(".*.tmp")):
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    keeper = Keeper(home)
+    actions = keeper.plan(keeper.rules, soon()).actions
+    assert [action.id for action in actions] == ["a-giant", "b"]
+    (results / "files" / "long").unlink()
+    done, why = keeper.unattended(actions, calm(keeper))
+    assert why == ""
+    assert [(one.action.id, one.problem) for one in done] == [("b", ""), ("a-giant", "")]
+    assert keeper._memory.cut_off == []
+
+
+def test_what_is_mostly_holes_is_not_compressed(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, done={"compress_after": "1h"})
+    results = add(home, "t")
+    for number in range(4):
+        with (results / "files" / f"holes-{number}").open("wb") as file:
+            file.truncate(2**40)
+    [problem] = run_rules(home)
+    assert problem.startswith(
+        "files/ is mostly holes, which take no room: compressing would read 4.0 TiB"
+    )
+    assert not (results / "files.tar.gz").exists()

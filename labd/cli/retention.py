@@ -127,10 +127,8 @@ def _alone(keeper: "Keeper", plan: "Plan") -> None:
     """Do it without anybody watching: only where the clocks can be believed, and not more than so much at once."""
     from labd.retention import read_clocks
 
-    if why := keeper.may_remove(read_clocks()):
-        out(f"nothing was touched: {why}")
-        return
-    out(_totals(list(keeper.carry_out(plan.actions[:_MOST_ALONE]))))
+    done, why = keeper.unattended(plan.actions[:_MOST_ALONE], read_clocks())
+    out(f"nothing was touched: {why}" if why else _totals(done))
 
 
 def _as_json(plan: "Plan", done: "list[Done]", *, dry_run: bool) -> dict[str, Any]:

@@ -6,18 +6,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
 from labd.clock import from_iso, to_iso, utc_now
-from labd.errors import Busy, JournalError, LabdError, TaskFileError
+from labd.errors import Busy, JournalError, LabdError, StorageError, TaskFileError
 from labd.files import NO_ROOM, locked, write_atomic, write_json
 from labd.packing import WORKING, archive_of, discard, leftovers, pack, unpack_all
 from labd.retention.clock import Reading, trust
-from labd.retention.rules import Action, Finished, Keep, Plan, Rule, decide
+from labd.retention.memory import Memory
+from labd.retention.rules import Action, Finished, Keep, Plan, Rule, decide, in_turn, shown_bytes
 from labd.settings import Home, RetentionRule
 from labd.spool import Entry, Spool
 from labd.task import State, TaskFile, parse_task
@@ -32,6 +33,8 @@ _MEMORY = "retention.json"
 _UNDECIDED = (State.PENDING, State.RUNNING)
 _LOOK_AGAIN_S = 10.0
 _GIVE_WAY_WITHIN_S = 0.2
+_MOST_HOLES, _MANY_BYTES = 4, 2**30
+"""Files that give more bytes than this many times what they take on the disk, and so many more, are not compressed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Keeper:
         self._home = home
         self._spool, self._archive = Spool(home.spool), Archive(home.results)
         self._named = _Named(self._spool, home.results)
+        self._memory = Memory(home.run_dir / _MEMORY)
 
     @property
     def rules(self) -> dict[State, Rule]:
@@ -90,6 +94,21 @@ class Keeper:
             after, _ = measure(self._archive.directory(action.id))
             yield Done(action, freed_bytes=max(0, before.size_bytes - after.size_bytes))
 
+    def unattended(self, actions: Sequence[Action], now: Reading) -> tuple[list[Done], str]:
+        """Do it where nobody watches; give what became of each, and why nothing was touched, or an empty text.
+
+        Raises:
+            OSError: as `may_remove`.
+
+        """
+        if why := self.may_remove(now):
+            return [], why
+        done: list[Done] = []
+        for action in in_turn(actions, self._memory.cut_off):
+            with self._memory.packing(action.id) if action.what == "compress" else nullcontext():
+                done += self.carry_out([action])
+        return done, ""
+
     def unpack(self, wanted_id: str) -> list[str]:
         """Give a task's working directories back from their archives; give their names.
 
@@ -106,24 +125,12 @@ class Keeper:
     def may_remove(self, now: Reading) -> str:
         """Give why nothing is to be removed without being asked for, by the clocks, or an empty text; remembers the look.
 
-        A full disk does not take the memory. What was remembered before then counts at the next look, and meanwhile there
-        is something to remove.
-
         Raises:
-            OSError: it can't be remembered, for another reason.
+            OSError: it can't be remembered, for another reason than lack of room.
 
         """
-        path = self._home.run_dir / _MEMORY
-        try:
-            last = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            last = {}
-        why, memory = trust(last if isinstance(last, dict) else {}, now)
-        try:
-            write_json(path, memory)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
+        why, memory = trust(self._memory.read(), now)
+        self._memory.update(**memory)
         return why
 
     # --- looking
@@ -227,9 +234,13 @@ class Keeper:
         for name in WORKING:
             if not (directory / name).is_dir() or (directory / name).is_symlink():
                 continue
-            size_bytes = size_of(directory / name).size_bytes
+            size = size_of(directory / name)
+            if size.apparent_bytes > _MOST_HOLES * size.size_bytes + _MANY_BYTES:
+                raise StorageError(
+                    f"{name}/ is mostly holes, which take no room: compressing would read {shown_bytes(size.apparent_bytes)}"
+                )
             free = shutil.disk_usage(directory).free - self._home.settings.min_free_bytes
-            if free < size_bytes:
+            if free < size.size_bytes:
                 raise Busy("there is no room to compress it: the archive is made first")
             pack(directory, name, go_on=go_on)
 

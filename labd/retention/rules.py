@@ -113,6 +113,19 @@ def decide(tasks: Sequence[Finished], rules: Mapping[State, Rule], now_s: float)
     return Plan(tuple(actions), kept, tuple(notes))
 
 
+def in_turn(actions: Sequence[Action], cut_off: Sequence[str]) -> list[Action]:
+    """Give them in the order for a run that may not live to their end: what makes room at once, then what takes long.
+
+    What an earlier run was cut off in comes last, so that it holds up nothing else.
+    """
+    place = {name: number for number, name in enumerate(cut_off, start=1)}
+
+    def turn(action: Action) -> tuple[bool, int]:
+        return (False, 0) if action.what == "prune" else (True, place.get(action.id, 0))
+
+    return sorted(actions, key=turn)
+
+
 def _by_age(tasks: Sequence[Finished], rule: Rule, now_s: float) -> Iterator[Action]:
     for task in tasks:
         age_s = now_s - task.ended_s
