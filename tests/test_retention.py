@@ -690,7 +690,8 @@ from labd.settings import load_home
 from tests.test_retention import calm, soon
 
 keeper = Keeper(load_home(Path(sys.argv[1])))
-print(keeper.unattended(keeper.plan(keeper.rules, soon()).actions, calm(keeper)))
+believed = calm(keeper)
+print(keeper.unattended(keeper.plan(keeper.rules, soon()).actions, lambda: believed))
 """
 
 
@@ -719,7 +720,8 @@ def test_a_task_that_a_run_was_killed_in_holds_up_no_other(tmp_path: Path) -> No
     actions = keeper.plan(keeper.rules, soon()).actions
     assert [action.id for action in actions] == ["a-giant", "b"]
     (results / "files" / "long").unlink()
-    done, why = keeper.unattended(actions, calm(keeper))
+    believed = calm(keeper)
+    done, why = keeper.unattended(actions, lambda: believed)
     assert why == ""
     assert [(one.action.id, one.problem) for one in done] == [("b", ""), ("a-giant", "")]
     assert keeper._memory.cut_off == []
@@ -736,3 +738,20 @@ def test_what_is_mostly_holes_is_not_compressed(tmp_path: Path) -> None:
         "files/ is mostly holes, which take no room: compressing would read 4.0 TiB"
     )
     assert not (results / "files.tar.gz").exists()
+
+
+def test_a_run_does_all_there_is_but_for_a_clock_that_jumps_meanwhile(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, done={"prune_after": "1h"})
+    for name in "abcde":
+        add(home, name)
+    keeper = Keeper(home)
+    actions = keeper.plan(keeper.rules, soon()).actions
+    believed = calm(keeper)
+    jumped = Reading(believed.wall_s + 2 * HOUR, believed.up_s, "boot")
+    looks = iter([believed, believed, jumped])
+    done, why = keeper.unattended(actions, lambda: next(looks), at_once=2)
+    assert [one.action.id for one in done] == ["a", "b", "c", "d"]
+    assert why.startswith("the clock jumped by 2 h")
+    believed = calm(keeper)
+    done, why = keeper.unattended(actions, lambda: believed, at_once=2)
+    assert ([one.action.id for one in done][-1], why) == ("e", "")

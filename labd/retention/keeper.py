@@ -32,6 +32,7 @@ _RECORD = (EVENTS, RESULT, JOURNAL, PRUNED, _LOCK)
 _MEMORY = "retention.json"
 _UNDECIDED = (State.PENDING, State.RUNNING)
 _LOOK_AGAIN_S = 10.0
+_AT_ONCE = 1000
 _GIVE_WAY_WITHIN_S = 0.2
 _MOST_HOLES, _MANY_BYTES = 4, 2**30
 """Files that give more bytes than this many times what they take on the disk, and so many more, are not compressed."""
@@ -94,20 +95,24 @@ class Keeper:
             after, _ = measure(self._archive.directory(action.id))
             yield Done(action, freed_bytes=max(0, before.size_bytes - after.size_bytes))
 
-    def unattended(self, actions: Sequence[Action], now: Reading) -> tuple[list[Done], str]:
-        """Do it where nobody watches; give what became of each, and why nothing was touched, or an empty text.
+    def unattended(
+        self, actions: Sequence[Action], read: Callable[[], Reading], *, at_once: int = _AT_ONCE
+    ) -> tuple[list[Done], str]:
+        """Do it where nobody watches; give what became of them, and why the rest was not touched, or an empty text.
+
+        `read` gives a look at the clocks, which is taken anew after each `at_once` tasks.
 
         Raises:
             OSError: as `may_remove`.
 
         """
-        if why := self.may_remove(now):
-            return [], why
         done: list[Done] = []
-        for action in in_turn(actions, self._memory.cut_off):
+        for number, action in enumerate(in_turn(actions, self._memory.cut_off)):
+            if number % at_once == 0 and (why := self.may_remove(read())):
+                return done, why
             with self._memory.packing(action.id) if action.what == "compress" else nullcontext():
                 done += self.carry_out([action])
-        return done, ""
+        return done, "" if done else self.may_remove(read())
 
     def unpack(self, wanted_id: str) -> list[str]:
         """Give a task's working directories back from their archives; give their names.
