@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -426,6 +427,29 @@ def test_what_somebody_unpacked_is_not_compressed_again_at_once(tmp_path: Path) 
     os.utime(results / "runs", (unpacked_s, unpacked_s))
     assert run_rules(home, unpacked_s + DAY_S / 2) == []
     assert run_rules(home, unpacked_s + 2 * DAY_S) == [""]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files in another user's name")
+def test_what_root_unpacks_belongs_to_whose_results_they_are(tmp_path: Path) -> None:
+    outside = tmp_path / "kept"  # which nobody but root can reach
+    outside.touch()
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+        home = make_lab(Path(root), done={"compress_after": "1d"})
+        results = add(home, "t")
+        (results / "runs" / "link").symlink_to(outside)
+        for path in (results, *results.rglob("*")):
+            os.chown(path, 1234, 2345, follow_symlinks=False)
+        assert run_rules(home) == [""]
+        assert Keeper(home).unpack("t") == ["files", "runs"]
+        made = list(results.rglob("*"))
+        assert {path.name for path in made} >= {".lock", "files", "runs", "data", "link"}
+        assert {(path.lstat().st_uid, path.lstat().st_gid) for path in made} == {(1234, 2345)}
+        (results / ".lock").unlink()
+        (results / ".lock").symlink_to(outside)
+        with pytest.raises(PermissionError):
+            Keeper(home).unpack("t")
+    assert (os.geteuid(), os.getegid(), outside.stat().st_uid) == (0, 0, 0)
 
 
 def test_pruning_keeps_the_record_and_the_paper_and_the_id(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from labd.settings import Home, RetentionRule
 from labd.spool import Entry, Spool
 from labd.task import State, TaskFile, parse_task
 from labd.text import printable
-from labd.trees import give_to_owner_of, measure, remove_tree, size_of
+from labd.trees import as_owner_of, measure, remove_tree, size_of
 
 _LOCK = ".lock"
 _OLD_JOURNAL = "journal.pruned.jsonl"
@@ -199,10 +199,10 @@ class Keeper:
                 )
                 held.callback(os.close, fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(as_owner_of(fd))
                 # The first is made where it is missing: an attempt that begins meanwhile makes it, too. A journal is there
                 # wherever something was done that it could speak of.
-                lock = held.enter_context(locked(directory / _LOCK))
-                give_to_owner_of(directory, lock)
+                held.enter_context(locked(directory / _LOCK))
                 if (directory / JOURNAL).is_file():
                     held.enter_context(locked(directory / JOURNAL))
             except BlockingIOError as error:
