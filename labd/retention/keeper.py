@@ -1,7 +1,6 @@
 """Carries out what the rules say, one task at a time, each under the locks that its own work would hold."""
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -9,26 +8,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
-from labd.clock import from_iso, to_iso, utc_now
+from labd.archive import JOURNAL, Archive
+from labd.clock import from_iso
 from labd.errors import Busy, JournalError, LabdError, StorageError, TaskFileError
-from labd.files import NO_ROOM, locked, write_atomic, write_json
-from labd.packing import WORKING, archive_of, discard, leftovers, pack, unpack_all
+from labd.files import locked
+from labd.packing import WORKING, archive_of, leftovers, pack, unpack_all
 from labd.retention.clock import Reading, trust
 from labd.retention.memory import Memory
-from labd.retention.rules import Action, Finished, Keep, Plan, Rule, decide, in_turn, shown_bytes
+from labd.retention.pruning import LOCK, RECORD, prune
+from labd.retention.rules import Action, Finished, Plan, Rule, decide, in_turn, shown_bytes
 from labd.settings import Home, RetentionRule
 from labd.spool import Entry, Spool
 from labd.task import State, TaskFile, parse_task
 from labd.text import printable
 from labd.trees import as_owner_of, measure, remove_tree, size_of
 
-_LOCK = ".lock"
-_OLD_JOURNAL = "journal.pruned.jsonl"
-_RECORD = (EVENTS, RESULT, JOURNAL, PRUNED, _LOCK)
-"""What stays where the record alone is kept. What is a lock stays a file, empty where it has to."""
 _MEMORY = "retention.json"
 _UNDECIDED = (State.PENDING, State.RUNNING)
 _LOOK_AGAIN_S = 10.0
@@ -202,7 +197,7 @@ class Keeper:
                 held.enter_context(as_owner_of(fd))
                 # The first is made where it is missing: an attempt that begins meanwhile makes it, too. A journal is there
                 # wherever something was done that it could speak of.
-                held.enter_context(locked(directory / _LOCK))
+                held.enter_context(locked(directory / LOCK))
                 if (directory / JOURNAL).is_file():
                     held.enter_context(locked(directory / JOURNAL))
             except BlockingIOError as error:
@@ -216,7 +211,7 @@ class Keeper:
         if action.what == "compress":
             self._compress(directory, self._unless_moved(action))
         else:
-            _prune(directory, action)
+            prune(directory, action)
 
     def _unless_moved(self, action: Action) -> Callable[[], None]:
         """Give what raises `Busy` once the task is wanted elsewhere: somebody who tries it again need not wait for hours."""
@@ -250,103 +245,6 @@ class Keeper:
             pack(directory, name, go_on=go_on)
 
 
-def _prune(directory: Path, action: Action) -> None:
-    """Remove what the rule lets go: on record first, and so that what is left can be begun anew."""
-    doomed = _doomed(directory, action.keep)
-    facts: dict[str, Any] = {
-        "at": to_iso(utc_now()),
-        "reason": action.reason,
-        "keep": action.keep,
-        # Of an earlier prune too, which may not have come to its end.
-        "removed": sorted(
-            {*_removed_before(directory), *(printable(path.name) for path in doomed)}
-        ),
-    }
-    anew = action.state is not State.DONE
-    try:
-        write_json(directory / PRUNED, facts)
-        if anew:
-            _close_journal(directory, action.keep)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-    else:
-        _remove(directory, doomed)
-        return
-    # No room for the record of it: the room comes first, and the journal's copy takes that of the journal.
-    steps = _steps(directory) if anew else b""
-    if steps:
-        _empty(directory / JOURNAL)
-    copied = _took(directory, action.keep, steps)
-    _remove(directory, doomed)
-    if not copied:
-        _copy(directory, action.keep, steps)
-    write_json(directory / PRUNED, facts)
-
-
-def _remove(directory: Path, doomed: Sequence[Path]) -> None:
-    for path in doomed:
-        if path.name in WORKING:
-            discard(directory, path.name)
-        else:
-            remove_tree(path)
-
-
-def _removed_before(directory: Path) -> list[str]:
-    try:
-        removed = json.loads((directory / PRUNED).read_bytes())["removed"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [str(name) for name in removed] if isinstance(removed, list) else []
-
-
-def _close_journal(directory: Path, keep: Keep) -> None:
-    """Have a retry begin anew: what the journal's steps speak of is going. Emptied in place, because the file is a lock."""
-    if steps := _steps(directory):
-        _copy(directory, keep, steps)
-        _empty(directory / JOURNAL)
-
-
-def _steps(directory: Path) -> bytes:
-    journal = directory / JOURNAL
-    return journal.read_bytes() if journal.is_file() else b""
-
-
-def _copy(directory: Path, keep: Keep, steps: bytes) -> None:
-    """Keep what the journal held, where that is to stay."""
-    if steps and keep == "results":
-        write_atomic(directory / _OLD_JOURNAL, steps)
-
-
-def _took(directory: Path, keep: Keep, steps: bytes) -> bool:
-    """Keep the journal's steps, and say whether there was room for them."""
-    try:
-        _copy(directory, keep, steps)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        return False
-    return True
-
-
-def _empty(journal: Path) -> None:
-    fd = os.open(journal, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.ftruncate(fd, 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _doomed(directory: Path, keep: Keep) -> list[Path]:
-    if keep == "record":
-        return sorted(path for path in directory.iterdir() if path.name not in _RECORD)
-    working = (
-        path for name in WORKING for path in (directory / name, archive_of(directory, name))
-    )
-    return [path for path in working if os.path.lexists(path)]
-
-
 def _sizes(directory: Path) -> tuple[dict[str, int], str]:
     """Measure what lies there by what it is; and why that is not all, or an empty text.
 
@@ -367,7 +265,7 @@ def _sizes(directory: Path) -> tuple[dict[str, int], str]:
             kind = "loose_bytes" if size.entries > 1 or problem is not None else "record_bytes"
         elif path.name in packed:
             kind = "packed_bytes"
-        elif path.name in _RECORD:
+        elif path.name in RECORD:
             kind = "record_bytes"
         # What could not be measured is something, also where no block of it was seen.
         sizes[kind] += max(size.size_bytes, int(problem is not None))
