@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,8 @@ class Size:
 
     size_bytes: int = 0
     entries: int = 0
-
-    def __add__(self, other: "Size") -> "Size":
-        return Size(self.size_bytes + other.size_bytes, self.entries + other.entries)
+    apparent_bytes: int = 0
+    """What reading all of the files gives: holes in them take no room on the disk, and count here."""
 
 
 def walk(root: Path) -> Iterator[Item]:
@@ -101,39 +101,51 @@ def size_of(path: Path) -> Size:
 
 def measure(path: Path) -> tuple[Size, StorageError | OSError | None]:
     """Give what `size_of` gives; or how much was seen, and what `size_of` would raise, where not all could be seen."""
-    size_bytes, entries = 0, 0
+    size_bytes, entries, apparent_bytes = 0, 0, 0
     linked: set[int] = set()
     try:
         info = path.lstat()
         size_bytes, entries = info.st_blocks * 512, 1
         for item in walk(path) if stat.S_ISDIR(info.st_mode) else ():
             entries += 1
+            if stat.S_ISREG(item.info.st_mode):
+                apparent_bytes += item.info.st_size
             if item.info.st_nlink > 1 and not stat.S_ISDIR(item.info.st_mode):
                 if item.info.st_ino in linked:
                     continue
                 linked.add(item.info.st_ino)
             size_bytes += item.info.st_blocks * 512
     except FileNotFoundError:
-        return Size(size_bytes, entries), None
+        pass
     except (StorageError, OSError) as problem:
-        return Size(size_bytes, entries), problem
-    return Size(size_bytes, entries), None
+        return Size(size_bytes, entries, apparent_bytes), problem
+    return Size(size_bytes, entries, apparent_bytes), None
 
 
-def give_to_owner_of(directory: Path, made: int | Path) -> None:
-    """Give what root made in another user's directory, an open file or a path, to that user; a link itself.
+@contextmanager
+def as_owner_of(fd: int) -> Iterator[None]:
+    """Have root do what the block does as the owner of an open directory: what is made is theirs, and no link leads it astray.
+
+    Nothing changes for anybody but root. The whole process is the owner meanwhile.
 
     Raises:
-        OSError: as the system gives it.
+        OSError: the system does not let root become somebody else.
 
     """
-    if os.geteuid() != 0:
+    owner = os.fstat(fd)
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
         return
-    owner = directory.stat()
-    if isinstance(made, int):
-        os.fchown(made, owner.st_uid, owner.st_gid)
-    else:
-        os.chown(made, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    groups, gid = os.getgroups(), os.getegid()
+    try:
+        os.setgroups([])
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def remove_tree(path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from labd.files import locked, locked_within
 from labd.journal import Journal
 from labd.packing import WORKING, archived, pack, unpack, unpack_all
 from labd.retention import Action, Finished, Keeper, Reading, Rule, decide, trust
+from labd.retention.rules import in_turn
 from labd.settings import Home
 from labd.spool import Spool
 from labd.task import State
@@ -58,6 +60,19 @@ def test_a_task_is_compressed_and_later_pruned_by_the_age_of_its_end() -> None:
         ("compress", "mid", 100),
     ]
     assert plan.actions[1].reason == "ended 30 d 0 h ago; prune_after is 30 d 0 h"
+
+
+def test_compressing_counts_from_the_last_change_unless_that_is_still_to_come() -> None:
+    rule = Rule(compress_after_s=7 * DAY_S, prune_after_s=30 * DAY_S)
+    ages_d = {"unpacked": 1, "long ago": 8, "dated ahead": -9}
+    tasks = [finished(name, 20, changed_s=NOW_S - age * DAY_S) for name, age in ages_d.items()]
+    old = finished("old", 31, changed_s=NOW_S - DAY_S)
+    plan = decide([*tasks, old], {State.DONE: rule}, NOW_S)
+    assert [(action.what, action.id) for action in plan.actions] == [
+        ("prune", "old"),
+        ("compress", "dated ahead"),
+        ("compress", "long ago"),
+    ]
 
 
 def test_nothing_goes_where_no_rule_says_so() -> None:
@@ -117,6 +132,16 @@ def test_an_end_ahead_of_the_clock_is_never_acted_on_nor_a_younger_one_for_its_a
     if limit is None and prune_d is not None:
         ahead = {task.id for task in tasks if task.ended_s > NOW_S + 300}
         assert ahead <= set(plan.kept)
+
+
+def test_unattended_what_makes_room_goes_first_and_what_was_cut_off_last() -> None:
+    rules = {State.DONE: Rule(compress_after_s=DAY_S), State.FAILED: Rule(prune_after_s=DAY_S)}
+    done = [finished(name, age) for name, age in (("giant", 9), ("twice", 8), ("b", 7), ("c", 6))]
+    failed = finished("f", 5, state=State.FAILED)
+    plan = decide([*done, failed], rules, NOW_S)
+    assert [action.id for action in in_turn(plan.actions, [])] == ["f", "giant", "twice", "b", "c"]
+    turns = in_turn(plan.actions, ["giant", "f", "twice"])
+    assert [action.id for action in turns] == ["f", "b", "c", "giant", "twice"]
 
 
 # --- the clocks
@@ -390,6 +415,43 @@ def test_compressing_keeps_what_people_came_for_and_unpacking_gives_all_back(
     assert tree(results) == before
 
 
+def test_what_somebody_unpacked_is_not_compressed_again_at_once(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, done={"compress_after": "1d"})
+    results = add(home, "t")
+    os.utime(results / "runs", (1, 1))
+    began_s = (results / RESULT).stat().st_mtime
+    assert run_rules(home) == [""]
+    Keeper(home).unpack("t")
+    assert (results / "runs").stat().st_mtime >= began_s
+    unpacked_s = soon()
+    os.utime(results / "runs", (unpacked_s, unpacked_s))
+    assert run_rules(home, unpacked_s + DAY_S / 2) == []
+    assert run_rules(home, unpacked_s + 2 * DAY_S) == [""]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files in another user's name")
+def test_what_root_unpacks_belongs_to_whose_results_they_are(tmp_path: Path) -> None:
+    outside = tmp_path / "kept"  # which nobody but root can reach
+    outside.touch()
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+        home = make_lab(Path(root), done={"compress_after": "1d"})
+        results = add(home, "t")
+        (results / "runs" / "link").symlink_to(outside)
+        for path in (results, *results.rglob("*")):
+            os.chown(path, 1234, 2345, follow_symlinks=False)
+        assert run_rules(home) == [""]
+        assert Keeper(home).unpack("t") == ["files", "runs"]
+        made = list(results.rglob("*"))
+        assert {path.name for path in made} >= {".lock", "files", "runs", "data", "link"}
+        assert {(path.lstat().st_uid, path.lstat().st_gid) for path in made} == {(1234, 2345)}
+        (results / ".lock").unlink()
+        (results / ".lock").symlink_to(outside)
+        with pytest.raises(PermissionError):
+            Keeper(home).unpack("t")
+    assert (os.geteuid(), os.getegid(), outside.stat().st_uid) == (0, 0, 0)
+
+
 def test_pruning_keeps_the_record_and_the_paper_and_the_id(tmp_path: Path) -> None:
     home = make_lab(tmp_path, done={"prune_after": "1d"})
     results = add(home, "t")
@@ -642,3 +704,78 @@ def test_a_full_disk_is_pruned_and_what_was_done_is_on_record(tmp_path: Path) ->
     )
     expected = [".lock", EVENTS, JOURNAL, "journal.pruned.jsonl", "paper.pdf", PRUNED, RESULT]
     assert done.stdout.splitlines() == ["['', '']", f"{sorted(expected)} 0", "50000"], done.stderr
+
+
+_UNATTENDED = """
+import sys
+from pathlib import Path
+from labd.retention import Keeper, Reading
+from labd.settings import load_home
+from tests.test_retention import calm, soon
+
+keeper = Keeper(load_home(Path(sys.argv[1])))
+believed = calm(keeper)
+print(keeper.unattended(keeper.plan(keeper.rules, soon()).actions, lambda: believed))
+"""
+
+
+def calm(keeper: Keeper) -> Reading:
+    """Have the clocks agree for a day; give a reading that is believed."""
+    for hour in range(25):
+        keeper.may_remove(Reading(NOW_S + hour * HOUR, hour * HOUR, "boot"))
+    return Reading(NOW_S + 25 * HOUR, 25 * HOUR, "boot")
+
+
+def test_a_task_that_a_run_was_killed_in_holds_up_no_other(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, done={"compress_after": "1h"})
+    results = add(home, "a-giant")
+    with (results / "files" / "long").open("wb") as file:
+        file.truncate(2**30)
+    add(home, "b")
+    process = subprocess.Popen([sys.executable, "-c", _UNATTENDED, str(tmp_path)])
+    deadline_s = time.monotonic() + 30
+    while not list(results.glob(".*.tmp")):
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    keeper = Keeper(home)
+    actions = keeper.plan(keeper.rules, soon()).actions
+    assert [action.id for action in actions] == ["a-giant", "b"]
+    (results / "files" / "long").unlink()
+    believed = calm(keeper)
+    done, why = keeper.unattended(actions, lambda: believed)
+    assert why == ""
+    assert [(one.action.id, one.problem) for one in done] == [("b", ""), ("a-giant", "")]
+    assert keeper._memory.cut_off == []
+
+
+def test_what_is_mostly_holes_is_not_compressed(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, done={"compress_after": "1h"})
+    results = add(home, "t")
+    for number in range(4):
+        with (results / "files" / f"holes-{number}").open("wb") as file:
+            file.truncate(2**40)
+    [problem] = run_rules(home)
+    assert problem.startswith(
+        "files/ is mostly holes, which take no room: compressing would read 4.0 TiB"
+    )
+    assert not (results / "files.tar.gz").exists()
+
+
+def test_a_run_does_all_there_is_but_for_a_clock_that_jumps_meanwhile(tmp_path: Path) -> None:
+    home = make_lab(tmp_path, done={"prune_after": "1h"})
+    for name in "abcde":
+        add(home, name)
+    keeper = Keeper(home)
+    actions = keeper.plan(keeper.rules, soon()).actions
+    believed = calm(keeper)
+    jumped = Reading(believed.wall_s + 2 * HOUR, believed.up_s, "boot")
+    looks = iter([believed, believed, jumped])
+    done, why = keeper.unattended(actions, lambda: next(looks), at_once=2)
+    assert [one.action.id for one in done] == ["a", "b", "c", "d"]
+    assert why.startswith("the clock jumped by 2 h")
+    believed = calm(keeper)
+    done, why = keeper.unattended(actions, lambda: believed, at_once=2)
+    assert ([one.action.id for one in done][-1], why) == ("e", "")

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from labd.retention import Done, Keeper, Plan, Rule
     from labd.task import State
 
-_MOST_ALONE = 1000
-"""Tasks that one run without anybody watching deals with."""
 _STATES = ("done", "failed", "cancelled")
 
 
@@ -124,13 +122,16 @@ def _rules(
 
 
 def _alone(keeper: "Keeper", plan: "Plan") -> None:
-    """Do it without anybody watching: only where the clocks can be believed, and not more than so much at once."""
+    """Do it without anybody watching: only where, and for as long as, the clocks can be believed."""
     from labd.retention import read_clocks
 
-    if why := keeper.may_remove(read_clocks()):
+    done, why = keeper.unattended(plan.actions, read_clocks)
+    if not why:
+        out(_totals(done))
+    elif not done:
         out(f"nothing was touched: {why}")
-        return
-    out(_totals(list(keeper.carry_out(plan.actions[:_MOST_ALONE]))))
+    else:
+        out(f"{_totals(done)}; nothing more was touched: {why}")
 
 
 def _as_json(plan: "Plan", done: "list[Done]", *, dry_run: bool) -> dict[str, Any]:

@@ -1,37 +1,36 @@
 """Carries out what the rules say, one task at a time, each under the locks that its own work would hold."""
 
 import fcntl
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT, Archive
-from labd.clock import from_iso, to_iso, utc_now
-from labd.errors import Busy, JournalError, LabdError, TaskFileError
-from labd.files import NO_ROOM, locked, write_atomic, write_json
-from labd.packing import WORKING, archive_of, discard, leftovers, pack, unpack_all
+from labd.archive import JOURNAL, Archive
+from labd.clock import from_iso
+from labd.errors import Busy, JournalError, LabdError, StorageError, TaskFileError
+from labd.files import locked
+from labd.packing import WORKING, archive_of, leftovers, pack, unpack_all
 from labd.retention.clock import Reading, trust
-from labd.retention.rules import Action, Finished, Keep, Plan, Rule, decide
+from labd.retention.memory import Memory
+from labd.retention.pruning import LOCK, RECORD, prune
+from labd.retention.rules import Action, Finished, Plan, Rule, decide, in_turn, shown_bytes
 from labd.settings import Home, RetentionRule
 from labd.spool import Entry, Spool
 from labd.task import State, TaskFile, parse_task
 from labd.text import printable
-from labd.trees import give_to_owner_of, measure, remove_tree, size_of
+from labd.trees import as_owner_of, measure, remove_tree, size_of
 
-_LOCK = ".lock"
-_OLD_JOURNAL = "journal.pruned.jsonl"
-_RECORD = (EVENTS, RESULT, JOURNAL, PRUNED, _LOCK)
-"""What stays where the record alone is kept. What is a lock stays a file, empty where it has to."""
 _MEMORY = "retention.json"
 _UNDECIDED = (State.PENDING, State.RUNNING)
 _LOOK_AGAIN_S = 10.0
+_AT_ONCE = 1000
 _GIVE_WAY_WITHIN_S = 0.2
+_MOST_HOLES, _MANY_BYTES = 4, 2**30
+"""Files that give more bytes than this many times what they take on the disk, and so many more, are not compressed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,7 @@ class Keeper:
         self._home = home
         self._spool, self._archive = Spool(home.spool), Archive(home.results)
         self._named = _Named(self._spool, home.results)
+        self._memory = Memory(home.run_dir / _MEMORY)
 
     @property
     def rules(self) -> dict[State, Rule]:
@@ -90,6 +90,25 @@ class Keeper:
             after, _ = measure(self._archive.directory(action.id))
             yield Done(action, freed_bytes=max(0, before.size_bytes - after.size_bytes))
 
+    def unattended(
+        self, actions: Sequence[Action], read: Callable[[], Reading], *, at_once: int = _AT_ONCE
+    ) -> tuple[list[Done], str]:
+        """Do it where nobody watches; give what became of them, and why the rest was not touched, or an empty text.
+
+        `read` gives a look at the clocks, which is taken anew after each `at_once` tasks.
+
+        Raises:
+            OSError: as `may_remove`.
+
+        """
+        done: list[Done] = []
+        for number, action in enumerate(in_turn(actions, self._memory.cut_off)):
+            if number % at_once == 0 and (why := self.may_remove(read())):
+                return done, why
+            with self._memory.packing(action.id) if action.what == "compress" else nullcontext():
+                done += self.carry_out([action])
+        return done, "" if done else self.may_remove(read())
+
     def unpack(self, wanted_id: str) -> list[str]:
         """Give a task's working directories back from their archives; give their names.
 
@@ -106,24 +125,12 @@ class Keeper:
     def may_remove(self, now: Reading) -> str:
         """Give why nothing is to be removed without being asked for, by the clocks, or an empty text; remembers the look.
 
-        A full disk does not take the memory. What was remembered before then counts at the next look, and meanwhile there
-        is something to remove.
-
         Raises:
-            OSError: it can't be remembered, for another reason.
+            OSError: it can't be remembered, for another reason than lack of room.
 
         """
-        path = self._home.run_dir / _MEMORY
-        try:
-            last = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            last = {}
-        why, memory = trust(last if isinstance(last, dict) else {}, now)
-        try:
-            write_json(path, memory)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
+        why, memory = trust(self._memory.read(), now)
+        self._memory.update(**memory)
         return why
 
     # --- looking
@@ -147,6 +154,7 @@ class Keeper:
             max(ended_s, moved_s),
             **sizes,
             kept=kept or named.get(entry.id, ""),
+            changed_s=_changed_s(directory),
             unmeasured=unmeasured,
         )
 
@@ -186,10 +194,10 @@ class Keeper:
                 )
                 held.callback(os.close, fd)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(as_owner_of(fd))
                 # The first is made where it is missing: an attempt that begins meanwhile makes it, too. A journal is there
                 # wherever something was done that it could speak of.
-                lock = held.enter_context(locked(directory / _LOCK))
-                give_to_owner_of(directory, lock)
+                held.enter_context(locked(directory / LOCK))
                 if (directory / JOURNAL).is_file():
                     held.enter_context(locked(directory / JOURNAL))
             except BlockingIOError as error:
@@ -203,7 +211,7 @@ class Keeper:
         if action.what == "compress":
             self._compress(directory, self._unless_moved(action))
         else:
-            _prune(directory, action)
+            prune(directory, action)
 
     def _unless_moved(self, action: Action) -> Callable[[], None]:
         """Give what raises `Busy` once the task is wanted elsewhere: somebody who tries it again need not wait for hours."""
@@ -226,108 +234,15 @@ class Keeper:
         for name in WORKING:
             if not (directory / name).is_dir() or (directory / name).is_symlink():
                 continue
-            size_bytes = size_of(directory / name).size_bytes
+            size = size_of(directory / name)
+            if size.apparent_bytes > _MOST_HOLES * size.size_bytes + _MANY_BYTES:
+                raise StorageError(
+                    f"{name}/ is mostly holes, which take no room: compressing would read {shown_bytes(size.apparent_bytes)}"
+                )
             free = shutil.disk_usage(directory).free - self._home.settings.min_free_bytes
-            if free < size_bytes:
+            if free < size.size_bytes:
                 raise Busy("there is no room to compress it: the archive is made first")
             pack(directory, name, go_on=go_on)
-
-
-def _prune(directory: Path, action: Action) -> None:
-    """Remove what the rule lets go: on record first, and so that what is left can be begun anew."""
-    doomed = _doomed(directory, action.keep)
-    facts: dict[str, Any] = {
-        "at": to_iso(utc_now()),
-        "reason": action.reason,
-        "keep": action.keep,
-        # Of an earlier prune too, which may not have come to its end.
-        "removed": sorted(
-            {*_removed_before(directory), *(printable(path.name) for path in doomed)}
-        ),
-    }
-    anew = action.state is not State.DONE
-    try:
-        write_json(directory / PRUNED, facts)
-        if anew:
-            _close_journal(directory, action.keep)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-    else:
-        _remove(directory, doomed)
-        return
-    # No room for the record of it: the room comes first, and the journal's copy takes that of the journal.
-    steps = _steps(directory) if anew else b""
-    if steps:
-        _empty(directory / JOURNAL)
-    copied = _took(directory, action.keep, steps)
-    _remove(directory, doomed)
-    if not copied:
-        _copy(directory, action.keep, steps)
-    write_json(directory / PRUNED, facts)
-
-
-def _remove(directory: Path, doomed: Sequence[Path]) -> None:
-    for path in doomed:
-        if path.name in WORKING:
-            discard(directory, path.name)
-        else:
-            remove_tree(path)
-
-
-def _removed_before(directory: Path) -> list[str]:
-    try:
-        removed = json.loads((directory / PRUNED).read_bytes())["removed"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [str(name) for name in removed] if isinstance(removed, list) else []
-
-
-def _close_journal(directory: Path, keep: Keep) -> None:
-    """Have a retry begin anew: what the journal's steps speak of is going. Emptied in place, because the file is a lock."""
-    if steps := _steps(directory):
-        _copy(directory, keep, steps)
-        _empty(directory / JOURNAL)
-
-
-def _steps(directory: Path) -> bytes:
-    journal = directory / JOURNAL
-    return journal.read_bytes() if journal.is_file() else b""
-
-
-def _copy(directory: Path, keep: Keep, steps: bytes) -> None:
-    """Keep what the journal held, where that is to stay."""
-    if steps and keep == "results":
-        write_atomic(directory / _OLD_JOURNAL, steps)
-
-
-def _took(directory: Path, keep: Keep, steps: bytes) -> bool:
-    """Keep the journal's steps, and say whether there was room for them."""
-    try:
-        _copy(directory, keep, steps)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        return False
-    return True
-
-
-def _empty(journal: Path) -> None:
-    fd = os.open(journal, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.ftruncate(fd, 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _doomed(directory: Path, keep: Keep) -> list[Path]:
-    if keep == "record":
-        return sorted(path for path in directory.iterdir() if path.name not in _RECORD)
-    working = (
-        path for name in WORKING for path in (directory / name, archive_of(directory, name))
-    )
-    return [path for path in working if os.path.lexists(path)]
 
 
 def _sizes(directory: Path) -> tuple[dict[str, int], str]:
@@ -350,11 +265,17 @@ def _sizes(directory: Path) -> tuple[dict[str, int], str]:
             kind = "loose_bytes" if size.entries > 1 or problem is not None else "record_bytes"
         elif path.name in packed:
             kind = "packed_bytes"
-        elif path.name in _RECORD:
+        elif path.name in RECORD:
             kind = "record_bytes"
         # What could not be measured is something, also where no block of it was seen.
         sizes[kind] += max(size.size_bytes, int(problem is not None))
     return sizes, unmeasured
+
+
+def _changed_s(directory: Path) -> float:
+    """Give when one of the working directories was last changed, not counting what is below; 0 where there is none."""
+    found = (directory / name for name in WORKING)
+    return max((path.lstat().st_mtime for path in found if os.path.lexists(path)), default=0.0)
 
 
 class _Named:

@@ -49,6 +49,8 @@ class Finished:
     """What people came for: goes only where the record alone is kept."""
     record_bytes: int = 0
     kept: str = ""
+    changed_s: float = 0.0
+    """When a working directory was last changed: one that somebody unpacked is compressed by the age of that."""
     unmeasured: str = ""
     """Why the bytes are less than there are, or an empty text."""
 
@@ -111,14 +113,29 @@ def decide(tasks: Sequence[Finished], rules: Mapping[State, Rule], now_s: float)
     return Plan(tuple(actions), kept, tuple(notes))
 
 
+def in_turn(actions: Sequence[Action], cut_off: Sequence[str]) -> list[Action]:
+    """Give them in the order for a run that may not live to their end: what makes room at once, then what takes long.
+
+    What an earlier run was cut off in comes last, so that it holds up nothing else.
+    """
+    place = {name: number for number, name in enumerate(cut_off, start=1)}
+
+    def turn(action: Action) -> tuple[bool, int]:
+        return (False, 0) if action.what == "prune" else (True, place.get(action.id, 0))
+
+    return sorted(actions, key=turn)
+
+
 def _by_age(tasks: Sequence[Finished], rule: Rule, now_s: float) -> Iterator[Action]:
     for task in tasks:
         age_s = now_s - task.ended_s
-        for what, after_s, size_bytes in (
-            ("prune", rule.prune_after_s, task.prunable_bytes(rule.keep)),
-            ("compress", rule.compress_after_s, task.loose_bytes),
+        # Code that nobody trusts may have dated it: a date to come is no reason to keep it as it is.
+        changed_s = task.changed_s if task.changed_s <= now_s else 0.0
+        for what, after_s, size_bytes, since_s in (
+            ("prune", rule.prune_after_s, task.prunable_bytes(rule.keep), age_s),
+            ("compress", rule.compress_after_s, task.loose_bytes, min(age_s, now_s - changed_s)),
         ):
-            if after_s is not None and size_bytes and (age_s >= after_s or _ahead(task, now_s)):
+            if after_s is not None and size_bytes and (since_s >= after_s or _ahead(task, now_s)):
                 reason = f"ended {_days(age_s)} ago; {what}_after is {_days(after_s)}"
                 yield Action(task.id, task.state, what, rule.keep, size_bytes, reason)  # type: ignore[arg-type] # one of two words
                 break
