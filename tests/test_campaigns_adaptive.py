@@ -38,6 +38,7 @@ from labd.campaigns import (
 )
 from labd.campaigns.load import PartOfDay, concurrency, free_load, part_of_day, slots_for
 from labd.campaigns.mix import Pick, arm_of, payoff_of, pick, shares
+from labd.clock import to_iso
 from labd.engine.types import NodeInfo
 from labd.errors import ConfigError
 from labd.scheduler import Demand
@@ -215,6 +216,8 @@ def test_a_profile_begins_with_what_is_expected_and_goes_over_to_what_happened()
     assert few.payoff < many.payoff < 1
     changed = [ended(arm, "failed")] * 200 + [ended(arm, verdict="improved")] * 60
     assert learn(changed, seeds)[arm].success > 0.8, "what was long ago counts less"
+    dated = [replace(one, ended_at_s=n) for n, one in enumerate(changed)]
+    assert learn(reversed(dated), seeds) == learn(dated, seeds), "whenever it was read"
 
 
 @pytest.mark.parametrize(
@@ -509,6 +512,24 @@ def test_gpu_hours_are_of_all_attempts_also_of_those_that_left_no_result(
     assert known["state"] == "failed"
     assert 3600 <= known["wall_s"] < 3700
     assert known["gpu_s"] == 2 * known["wall_s"]
+
+
+def test_what_ended_before_anybody_looked_is_dated_by_its_end(busy: stepped.Lab) -> None:
+    busy.spool.prepare()
+    for days, state in ((40, State.FAILED), (30, State.DONE), (9, State.FAILED)):
+        name = f"old-{days}.yaml"
+        busy.path(f"pending/{name}").write_text("kind: command\nrun: 'true'\n")
+        busy.spool.move(name, State.PENDING, state)
+        record = busy.home.results / f"old-{days}"
+        record.mkdir(parents=True)
+        at = to_iso(datetime.now(UTC) - timedelta(days=days))
+        line = {"event": state.value, "at": at, "attempt": 1}
+        (record / "events.jsonl").write_text(json.dumps(line) + "\n")
+    busy.start()
+    busy.settle()
+    known = BoundedLines(busy.home.run_dir / "outcomes.jsonl").read()
+    ages = {one["task_id"]: (time.time() - one["ended_at_s"]) / 86_400 for one in known}
+    assert ages == pytest.approx({"old-40": 40, "old-30": 30, "old-9": 9}, abs=0.01)
 
 
 def test_a_machine_at_critical_load_gets_no_new_tasks_and_others_do(busy: stepped.Lab) -> None:

@@ -291,10 +291,12 @@ class Campaigning:
         for state, name in self._spool.where(task):
             spec = self._spec(state, name) if state.decided else None
             if spec is not None:
-                return self._outcome_of(task, spec, state)
+                entry = self._spool.entry(state, name)
+                moved_s = entry.moved_ns / 1e9 if entry else time.time()
+                return self._outcome_of(task, spec, state, moved_s)
         return None
 
-    def _outcome_of(self, task: str, spec: TaskSpec, state: State) -> Outcome:
+    def _outcome_of(self, task: str, spec: TaskSpec, state: State, moved_s: float) -> Outcome:
         history = History(())
         with suppress(JournalError, OSError):  # what it took is then not known
             history = self._archive.history(task)
@@ -306,7 +308,7 @@ class Campaigning:
             spec.model_dump(include={"kind", "template", "model", "labels"}),
             state.value,
             self._archive.result(task) or {},
-            time.time(),
+            min(time.time(), moved_s if history.ended_s is None else history.ended_s),
             wall_s=math.fsum(lengths_s),
             gpu_s=math.fsum(s * span.num_gpus for s, span in zip(lengths_s, spans, strict=True)),
         )
