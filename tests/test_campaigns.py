@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,7 @@ from labd.campaigns import (
 from labd.campaigns.firing import memory_from_json
 from labd.campaigns.schedule import firings, last_firing
 from labd.errors import ConfigError
+from labd.files import locked
 from labd.lab import Lab as SeenLab
 from labd.settings import Home
 from labd.spool import Spool
@@ -440,6 +442,23 @@ def test_the_daemon_fires_and_a_lost_memory_fires_nothing_again(stepped: Lab) ->
     stepped.clock.jump(10)
     stepped.settle()
     assert ids(stepped) == first
+
+
+def test_a_lock_that_somebody_holds_delays_a_firing_and_not_the_daemon(
+    stepped: Lab, tmp_path: Path
+) -> None:
+    stepped.clock.jump(3600)
+    began_s = time.monotonic()
+    with locked(stepped.home.run_dir / "campaigns.lock"):
+        stepped.tick()
+        assert ids(stepped) == []
+    assert stepped.daemon is not None
+    again_s = stepped.daemon._campaigning.next_s
+    assert again_s < began_s + 5, "sooner than in its usual time, which a wait would have used up"
+    stepped.clock.jump(1)
+    stepped.tick()
+    assert len(ids(stepped)) == 2
+    assert "campaign.trouble" not in (tmp_path / "log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("call", range(1, 30, 2))

@@ -47,7 +47,7 @@ from labd.clock import from_iso, to_iso
 from labd.daemon.loads import Loads, SeenNode
 from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once
-from labd.errors import ConfigError, JournalError, LabdError, TaskFileError
+from labd.errors import ConfigError, JournalError, LabdError, TaskFileError, TimedOut
 from labd.log import Logger
 from labd.scheduler import Demand
 from labd.settings import Home
@@ -196,6 +196,10 @@ class Campaigning:
             return []
         try:
             changed = self._carry_out(campaign, decision)
+        except TimedOut:
+            # Somebody starts a step by hand. The loop waits for nobody, and nothing of this is remembered yet.
+            self.soon()
+            return []
         except (LabdError, OSError) as error:
             shown = f"{campaign.name}: {error}"
             self._once.error(shown, "campaign.trouble", campaign=campaign.name, reason=str(error))
@@ -213,6 +217,7 @@ class Campaigning:
                 lock=self._home.run_dir / LOCK,
                 known=lambda one: self._archive.knows(one) or bool(self._spool.where(one)),
                 put=self._spool.put,
+                wait_s=0.0,
             )
             new = [draft for draft in decision.drafts if draft.id in ids]
             changed += [draft.name for draft in new]
