@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -31,12 +32,14 @@ from labd.campaigns import (
 )
 from labd.campaigns.firing import memory_from_json
 from labd.campaigns.schedule import firings, last_firing
+from labd.daemon.asked import Asked
 from labd.errors import ConfigError
 from labd.files import locked
 from labd.lab import Lab as SeenLab
 from labd.settings import Home
 from labd.spool import Spool
 from labd.task import State, parse_task
+from tests.factories import task_text
 from tests.stepped import Lab
 from tests.test_cli import labd
 
@@ -307,6 +310,30 @@ def test_over_its_gpu_hours_a_campaign_adds_nothing_and_goes_on_later() -> None:
     held = decide(one, begin(one, None, FRIDAY), Queue(), now, gpu_hours=10.0)
     assert not held.drafts
     assert decide(one, held.memory, Queue(), now, gpu_hours=9.0).drafts
+
+
+def test_what_waits_of_a_campaign_is_read_once_and_again_where_it_has_changed(home: Home) -> None:
+    spool = Spool(home.spool)
+    asked = Asked(spool)
+    path = home.spool / "pending" / "camp--1.yaml"
+    path.write_text(task_text(num_gpus=1))
+
+    def gpus(state: State = State.PENDING) -> list[float]:
+        ids = {one: ["camp--1"] if one is state else [] for one in State}
+        found = asked.keys_of("camp", ids[State.PENDING], ids[State.RUNNING])
+        return [keys["num_gpus"] for keys in found]
+
+    assert gpus() == [1]
+    was = path.stat()
+    path.write_text(task_text(num_gpus=2))
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert gpus() == [1], "nothing says that it has changed, so it was not read again"
+    spool.move(path.name, State.PENDING, State.RUNNING)
+    assert gpus(State.RUNNING) == [1], "nor when it began to run"
+    os.utime(home.spool / "running" / path.name)
+    assert gpus(State.RUNNING) == [2]
+    (home.spool / "running" / path.name).write_text("no task")
+    assert gpus(State.RUNNING) == gpus() == []
 
 
 def test_winding_down_drops_what_is_open_and_stops_the_adaptive_queue() -> None:

@@ -44,6 +44,7 @@ from labd.campaigns import (
     upcoming,
 )
 from labd.clock import from_iso, to_iso
+from labd.daemon.asked import Asked
 from labd.daemon.loads import Loads, SeenNode
 from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once
@@ -99,6 +100,7 @@ class Campaigning:
         self._outcomes = BoundedLines(home.run_dir / OUTCOMES)
         self._kept = _Kept()
         self._loads = Loads(home)
+        self._asked = Asked(spool)
         self._waiting: Counter[Demand] = Counter()
         """What waits for room at this turn, with what the turn itself has added."""
         self._started = False
@@ -340,14 +342,9 @@ class Campaigning:
         since_s = now.timestamp() - _WINDOW_S
         mine = (o for o in self._kept.outcomes if o.campaign == campaign.name)
         spent = sum(o.gpu_s for o in mine if o.ended_at_s >= since_s) / 3600
-        profiles, under_way = self._profiles(), 0.0
-        for name in (*queue.pending, *queue.running):
-            for state, file in self._spool.where(name):
-                spec = self._spec(state, file)
-                if spec is not None:
-                    keys = spec.model_dump(include={"template", "model", "num_gpus"})
-                    under_way += expected_gpu_hours(keys, profiles)
-        return spent + under_way
+        profiles = self._profiles()
+        under_way = self._asked.keys_of(campaign.name, queue.pending, queue.running)
+        return spent + math.fsum(expected_gpu_hours(keys, profiles) for keys in under_way)
 
     # --- telling
 
