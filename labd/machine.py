@@ -29,8 +29,8 @@ def look(disk: Path) -> dict[str, Any]:
     ``cpu_busy_s`` and ``cpu_all_s`` are sums over all CPUs since the machine started, as `cpu_share` compares them;
     ``disk_used`` is a share from 0 to 1, ``temperature_c`` that of the hottest CPU, ``None`` where nothing says it.
 
-    Each GPU: ``index``, ``name``, ``memory_bytes``, ``used_bytes``, ``busy`` (0 to 1), ``temperature_c`` and its
-    ``processes`` (``pid``, ``name``, ``used_bytes``). What NVML does not tell is ``None``.
+    Each GPU: ``index``, ``name``, ``memory_bytes``, ``used_bytes``, ``busy`` (0 to 1), ``temperature_c``, ``slowdown_c``
+    (from where on it slows itself down for heat) and its ``processes`` (``pid``, ``name``, ``used_bytes``). What NVML does not tell is ``None``.
 
     Args:
         disk: a directory on the disk that fills up; where it does not exist yet, the nearest above it that does.
@@ -111,6 +111,7 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
         "used_bytes": int(memory.used),
         "busy": None,
         "temperature_c": None,
+        "slowdown_c": None,
         "processes": [],
     }
     # Not every device tells everything: a slice of one by MIG, for one, has no utilisation.
@@ -119,6 +120,9 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
     with suppress(nvml.NVMLError):
         sensor = nvml.NVML_TEMPERATURE_GPU
         told["temperature_c"] = int(nvml.nvmlDeviceGetTemperature(handle, sensor))
+    with suppress(nvml.NVMLError):
+        slows_at = nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+        told["slowdown_c"] = int(nvml.nvmlDeviceGetTemperatureThreshold(handle, slows_at))
     with suppress(nvml.NVMLError):
         running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         told["processes"] = [_process(one) for one in running[:_MAX_PROCESSES]]

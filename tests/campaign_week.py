@@ -32,9 +32,10 @@ from labd.campaigns import (
     decide,
     fill,
     learn,
+    load_of,
     parse_campaign,
 )
-from labd.campaigns.load import PartOfDay, free_load, part_of_day
+from labd.campaigns.load import PartOfDay, part_of_day
 from labd.campaigns.mix import arm_of
 from labd.scheduler import Backlog, Demand, Node, Running, Snapshot, Waiting, plan
 from labd.settings import LoadSettings
@@ -245,14 +246,19 @@ class Week:
             if used and any(0 <= self.now_s - at < 1800 for at in eats):
                 memory = rng.gauss(0.97, 0.01)
             use = 0.95 * tasks / node.num_gpus
-            yield Load(
-                cpu=free_load(min(1.0, (given + others) / cpus), cpus, given),
-                memory=memory,
-                disk=0.4,
-                gpu=free_load(use, node.num_gpus, tasks * DEMAND.num_gpus),
-                gpu_memory=free_load(0.5, node.num_gpus, tasks * DEMAND.num_gpus),
-                temperature_c=rng.gauss(60 + 6 * tasks, 2),
-            )
+            # A card at work is as hot as its makers let it be, some ten degrees below where it slows down.
+            heat = {"temperature_c": rng.gauss(60 + 12 * tasks, 2), "slowdown_c": 93}
+            gpu = {"busy": use, "memory_bytes": 100, "used_bytes": 50, **heat}
+            said = {
+                "cpu": min(1.0, (given + others) / cpus),
+                "cpus": cpus,
+                "memory_bytes": 1.0,
+                "memory_free_bytes": 1 - memory,
+                "disk_used": 0.4,
+                "temperature_c": None,
+                "gpus": [gpu] * int(node.num_gpus),
+            }
+            yield load_of(said, cpus=given, gpus=tasks * DEMAND.num_gpus, models=False)
 
     # --- what was measured
 

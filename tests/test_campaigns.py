@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,11 +32,14 @@ from labd.campaigns import (
 )
 from labd.campaigns.firing import memory_from_json
 from labd.campaigns.schedule import firings, last_firing
+from labd.daemon.asked import Asked
 from labd.errors import ConfigError
+from labd.files import locked
 from labd.lab import Lab as SeenLab
 from labd.settings import Home
 from labd.spool import Spool
 from labd.task import State, parse_task
+from tests.factories import task_text
 from tests.stepped import Lab
 from tests.test_cli import labd
 
@@ -307,6 +312,30 @@ def test_over_its_gpu_hours_a_campaign_adds_nothing_and_goes_on_later() -> None:
     assert decide(one, held.memory, Queue(), now, gpu_hours=9.0).drafts
 
 
+def test_what_waits_of_a_campaign_is_read_once_and_again_where_it_has_changed(home: Home) -> None:
+    spool = Spool(home.spool)
+    asked = Asked(spool)
+    path = home.spool / "pending" / "camp--1.yaml"
+    path.write_text(task_text(num_gpus=1))
+
+    def gpus(state: State = State.PENDING) -> list[float]:
+        ids = {one: ["camp--1"] if one is state else [] for one in State}
+        found = asked.keys_of("camp", ids[State.PENDING], ids[State.RUNNING])
+        return [keys["num_gpus"] for keys in found]
+
+    assert gpus() == [1]
+    was = path.stat()
+    path.write_text(task_text(num_gpus=2))
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert gpus() == [1], "nothing says that it has changed, so it was not read again"
+    spool.move(path.name, State.PENDING, State.RUNNING)
+    assert gpus(State.RUNNING) == [1], "nor when it began to run"
+    os.utime(home.spool / "running" / path.name)
+    assert gpus(State.RUNNING) == [2]
+    (home.spool / "running" / path.name).write_text("no task")
+    assert gpus(State.RUNNING) == gpus() == []
+
+
 def test_winding_down_drops_what_is_open_and_stops_the_adaptive_queue() -> None:
     one = campaign(
         """
@@ -410,6 +439,8 @@ def stepped(tmp_path: Path) -> Iterator[Lab]:
     with Lab(tmp_path) as lab:
         (tmp_path / "config" / "campaigns").mkdir(parents=True)
         (tmp_path / "config" / "campaigns" / "camp.yaml").write_text(COMMANDS)
+        # At half past, so that no test comes upon a firing more, just before a full hour.
+        lab.clock.jump_wall(1800 - time.time() % 3600)
         lab.start()
         lab.settle()
         yield lab
@@ -440,6 +471,23 @@ def test_the_daemon_fires_and_a_lost_memory_fires_nothing_again(stepped: Lab) ->
     stepped.clock.jump(10)
     stepped.settle()
     assert ids(stepped) == first
+
+
+def test_a_lock_that_somebody_holds_delays_a_firing_and_not_the_daemon(
+    stepped: Lab, tmp_path: Path
+) -> None:
+    stepped.clock.jump(3600)
+    began_s = time.monotonic()
+    with locked(stepped.home.run_dir / "campaigns.lock"):
+        stepped.tick()
+        assert ids(stepped) == []
+    assert stepped.daemon is not None
+    again_s = stepped.daemon._campaigning.next_s
+    assert again_s < began_s + 5, "sooner than in its usual time, which a wait would have used up"
+    stepped.clock.jump(1)
+    stepped.tick()
+    assert len(ids(stepped)) == 2
+    assert "campaign.trouble" not in (tmp_path / "log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("call", range(1, 30, 2))

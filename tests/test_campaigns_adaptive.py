@@ -38,6 +38,7 @@ from labd.campaigns import (
 )
 from labd.campaigns.load import PartOfDay, concurrency, free_load, part_of_day, slots_for
 from labd.campaigns.mix import Pick, arm_of, payoff_of, pick, shares
+from labd.clock import to_iso
 from labd.engine.types import NodeInfo
 from labd.errors import ConfigError
 from labd.scheduler import Demand
@@ -132,7 +133,8 @@ def test_a_machines_load_is_what_it_says_less_what_the_lab_has_given_out() -> No
     found = load_of(facts, cpus=4, gpus=0, models=False)
     assert found.cpu == pytest.approx(0.5)
     assert (found.memory, found.disk) == (0.4, 0.4)
-    assert (found.gpu, found.gpu_memory, found.temperature_c) == (1.0, 0.9, 70.0)
+    assert (found.gpu, found.gpu_memory) == (1.0, 0.9)
+    assert load_of(facts, cpus=0, gpus=0, models=False).temperature_c == 70.0
     assert load_of(facts, cpus=4, gpus=1, models=False).gpu_memory == pytest.approx(0.8)
     busy = load_of(facts, cpus=4, gpus=2, models=False)
     assert (busy.gpu, busy.gpu_memory) == (None, None), "what tasks hold is meant to be busy"
@@ -140,6 +142,24 @@ def test_a_machines_load_is_what_it_says_less_what_the_lab_has_given_out() -> No
     assert (served.gpu, served.gpu_memory) == (None, None), "models fill GPUs on purpose"
     blind = load_of(said(cpu=None, temperature_c=None), cpus=0, gpus=0, models=False)
     assert (blind.cpu, blind.gpu, blind.temperature_c) == (None, None, None)
+
+
+def test_heat_that_the_lab_makes_itself_holds_nothing_back_until_a_gpu_slows_down() -> None:
+    hot = {**GPU, "temperature_c": 88, "slowdown_c": 93}
+    facts = said(temperature_c=97.0, gpus=[hot])
+
+    def heat(facts: Mapping[str, Any], **given: Any) -> float | None:
+        return load_of(facts, **{"cpus": 0, "gpus": 0, "models": False, **given}).temperature_c
+
+    assert heat(facts) == 97.0, "what others heat counts"
+    assert heat(facts, cpus=2) is None
+    assert heat(facts, cpus=1, gpus=1) is None
+    assert heat(facts, models=True) is None
+    assert heat(facts, heated=True) is None, "it has not cooled yet"
+    throttled = said(temperature_c=97.0, gpus=[hot, {**hot, "temperature_c": 93}])
+    assert heat(throttled, cpus=1, gpus=1) == 93.0
+    untold = {**hot, "slowdown_c": None}
+    assert heat(said(gpus=[untold]), gpus=1) is None
 
 
 def test_endpoints_say_how_many_wait_for_each_slot_and_what_they_answer_with() -> None:
@@ -215,6 +235,8 @@ def test_a_profile_begins_with_what_is_expected_and_goes_over_to_what_happened()
     assert few.payoff < many.payoff < 1
     changed = [ended(arm, "failed")] * 200 + [ended(arm, verdict="improved")] * 60
     assert learn(changed, seeds)[arm].success > 0.8, "what was long ago counts less"
+    dated = [replace(one, ended_at_s=n) for n, one in enumerate(changed)]
+    assert learn(reversed(dated), seeds) == learn(dated, seeds), "whenever it was read"
 
 
 @pytest.mark.parametrize(
@@ -509,6 +531,45 @@ def test_gpu_hours_are_of_all_attempts_also_of_those_that_left_no_result(
     assert known["state"] == "failed"
     assert 3600 <= known["wall_s"] < 3700
     assert known["gpu_s"] == 2 * known["wall_s"]
+
+
+def test_what_ended_before_anybody_looked_is_dated_by_its_end(busy: stepped.Lab) -> None:
+    busy.spool.prepare()
+    for days, state in ((40, State.FAILED), (30, State.DONE), (9, State.FAILED)):
+        name = f"old-{days}.yaml"
+        busy.path(f"pending/{name}").write_text("kind: command\nrun: 'true'\n")
+        busy.spool.move(name, State.PENDING, state)
+        record = busy.home.results / f"old-{days}"
+        record.mkdir(parents=True)
+        at = to_iso(datetime.now(UTC) - timedelta(days=days))
+        line = {"event": state.value, "at": at, "attempt": 1}
+        (record / "events.jsonl").write_text(json.dumps(line) + "\n")
+    busy.start()
+    busy.settle()
+    known = BoundedLines(busy.home.run_dir / "outcomes.jsonl").read()
+    ages = {one["task_id"]: (time.time() - one["ended_at_s"]) / 86_400 for one in known}
+    assert ages == pytest.approx({"old-40": 40, "old-30": 30, "old-9": 9}, abs=0.01)
+
+
+def test_a_machine_is_not_held_back_for_the_heat_of_the_tasks_that_have_just_ended(
+    busy: stepped.Lab,
+) -> None:
+    busy.start()
+    busy.engine.tell(n1=said())
+    busy.turn()
+    assert len(busy.engine.live()) == 2
+    busy.clock.jump(10)
+    busy.turn()
+    busy.path("paused").touch()
+    for task in busy.engine.live():
+        busy.engine.lose(task.job.task_id)
+    busy.turn()
+    busy.engine.tell(n1=said(temperature_c=97.0))
+    busy.turn()
+    busy.path("paused").unlink()
+    busy.settle()
+    assert len(busy.engine.live()) == 2
+    assert {one["level"] for one in decisions(busy, "load.changed")} == {"normal"}
 
 
 def test_a_machine_at_critical_load_gets_no_new_tasks_and_others_do(busy: stepped.Lab) -> None:

@@ -183,6 +183,7 @@ def submit(
     lock: Path,
     known: Callable[[str], bool],
     put: Callable[[bytes, str], None],
+    wait_s: float = _LOCK_WAIT_S,
 ) -> list[str]:
     """Put task files into the queue, each once for ever; give the ids of those that are new.
 
@@ -191,13 +192,14 @@ def submit(
         lock: held meanwhile, so that of two who submit the same one is late.
         known: whether there is or was a task of this id.
         put: puts bytes under a name; raises `FileExistsError` where it is taken.
+        wait_s: how long to wait for the lock.
 
     Raises:
         TimedOut: another holds the lock. OSError: the disk would not take them.
 
     """
     new = []
-    with locked_within(lock, _LOCK_WAIT_S):
+    with locked_within(lock, wait_s):
         for draft in drafts:
             if known(draft.id):
                 continue

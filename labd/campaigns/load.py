@@ -4,7 +4,8 @@ What counts, and why not everything does:
 
 - **CPU** is the busy part of those CPUs that the lab has *not* given to its tasks. CPUs that it has given out are meant
   to be busy; that others use the rest is what the lab can't know otherwise.
-- **Memory** and **disk** are what is used of the whole. **Temperature** is that of the hottest part that says so.
+- **Memory** and **disk** are what is used of the whole. **Temperature** is that of the hottest part that
+  says so, where the lab has not heated it itself: processors at work are hot by design, and slow themselves down.
 - **GPU use** and **graphics memory** are of the GPUs that the lab has not given out, and not looked at where endpoints
   of the lab fill them on purpose (docs/models.md says who gives way). They make a machine *high*, never *critical*.
 - **Endpoints**, of the whole lab: requests that wait, for each that can be answered at once. Also never critical.

@@ -141,13 +141,13 @@ def learn(outcomes: Iterable[Outcome], seeds: Mapping[str, Profile]) -> dict[str
     """Give the profile of each arm that has ended a task, and of each that is expected.
 
     Args:
-        outcomes: what ended, oldest first. What was cancelled says nothing, and what took nobody knows how long
+        outcomes: what ended; the last to end counts most. What was cancelled says nothing, and what took nobody knows how long
             nothing of durations and GPU hours.
         seeds: what is expected of an arm before.
 
     """
     by_arm: dict[str, list[Outcome]] = {}
-    for one in outcomes:
+    for one in sorted(outcomes, key=lambda one: one.ended_at_s):
         if one.state in {"done", "failed"}:
             by_arm.setdefault(one.arm, []).append(one)
     learnt = {arm: _profile(seed_for(arm, seeds), ended) for arm, ended in by_arm.items()}

@@ -12,7 +12,9 @@ _FRESH_S = 15.0
 _HEALTHY = frozenset({"up", "loading"})
 
 
-def load_of(facts: Mapping[str, Any], *, cpus: float, gpus: float, models: bool) -> Load:
+def load_of(
+    facts: Mapping[str, Any], *, cpus: float, gpus: float, models: bool, heated: bool = False
+) -> Load:
     """Give a machine's load of what it said of itself.
 
     Args:
@@ -20,11 +22,12 @@ def load_of(facts: Mapping[str, Any], *, cpus: float, gpus: float, models: bool)
         cpus: how many of its CPUs the lab's tasks hold.
         gpus: how many of its GPUs.
         models: whether endpoints of the lab are there, whose models are meant to fill its GPUs.
+        heated: whether the lab's tasks ran there just now; while they do, and beside endpoints, it is heated in any case.
 
     """
     memory, cpu = facts["memory_bytes"], facts["cpu"]
     devices = facts["gpus"]
-    hot = [facts["temperature_c"], *(gpu["temperature_c"] for gpu in devices)]
+    heated = heated or models or cpus > 0 or gpus > 0
     count = len(devices)
     use = [gpu["busy"] for gpu in devices if gpu["busy"] is not None]
     filled = sum(gpu["used_bytes"] for gpu in devices)
@@ -36,8 +39,22 @@ def load_of(facts: Mapping[str, Any], *, cpus: float, gpus: float, models: bool)
         disk=facts["disk_used"],
         gpu=free_load(sum(use) / len(use), count, gpus) if watched and use else None,
         gpu_memory=free_load(filled / holds, count, gpus) if watched and holds else None,
-        temperature_c=max((float(one) for one in hot if one is not None), default=None),
+        temperature_c=_temperature_c(facts, heated=heated),
     )
+
+
+def _temperature_c(facts: Mapping[str, Any], *, heated: bool) -> float | None:
+    """Give the temperature of the hottest part that counts.
+
+    A processor that works is hot by design: up to some 90 °C a GPU, up to its limit a CPU. So what the lab itself has heated
+    counts only where a GPU is so hot that it slows itself down, as its driver says.
+    """
+    hot = [] if heated else [facts["temperature_c"]]
+    for gpu in facts["gpus"]:
+        at_c, slows_at_c = gpu["temperature_c"], gpu.get("slowdown_c")
+        if at_c is not None and (not heated or (slows_at_c is not None and at_c >= slows_at_c)):
+            hot.append(at_c)
+    return max((float(one) for one in hot if one is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

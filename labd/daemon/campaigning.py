@@ -44,10 +44,11 @@ from labd.campaigns import (
     upcoming,
 )
 from labd.clock import from_iso, to_iso
+from labd.daemon.asked import Asked
 from labd.daemon.loads import Loads, SeenNode
 from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once
-from labd.errors import ConfigError, JournalError, LabdError, TaskFileError
+from labd.errors import ConfigError, JournalError, LabdError, TaskFileError, TimedOut
 from labd.log import Logger
 from labd.scheduler import Demand
 from labd.settings import Home
@@ -99,6 +100,7 @@ class Campaigning:
         self._outcomes = BoundedLines(home.run_dir / OUTCOMES)
         self._kept = _Kept()
         self._loads = Loads(home)
+        self._asked = Asked(spool)
         self._waiting: Counter[Demand] = Counter()
         """What waits for room at this turn, with what the turn itself has added."""
         self._started = False
@@ -196,6 +198,10 @@ class Campaigning:
             return []
         try:
             changed = self._carry_out(campaign, decision)
+        except TimedOut:
+            # Somebody starts a step by hand. The loop waits for nobody, and nothing of this is remembered yet.
+            self.soon()
+            return []
         except (LabdError, OSError) as error:
             shown = f"{campaign.name}: {error}"
             self._once.error(shown, "campaign.trouble", campaign=campaign.name, reason=str(error))
@@ -213,6 +219,7 @@ class Campaigning:
                 lock=self._home.run_dir / LOCK,
                 known=lambda one: self._archive.knows(one) or bool(self._spool.where(one)),
                 put=self._spool.put,
+                wait_s=0.0,
             )
             new = [draft for draft in decision.drafts if draft.id in ids]
             changed += [draft.name for draft in new]
@@ -291,10 +298,12 @@ class Campaigning:
         for state, name in self._spool.where(task):
             spec = self._spec(state, name) if state.decided else None
             if spec is not None:
-                return self._outcome_of(task, spec, state)
+                entry = self._spool.entry(state, name)
+                moved_s = entry.moved_ns / 1e9 if entry else time.time()
+                return self._outcome_of(task, spec, state, moved_s)
         return None
 
-    def _outcome_of(self, task: str, spec: TaskSpec, state: State) -> Outcome:
+    def _outcome_of(self, task: str, spec: TaskSpec, state: State, moved_s: float) -> Outcome:
         history = History(())
         with suppress(JournalError, OSError):  # what it took is then not known
             history = self._archive.history(task)
@@ -306,7 +315,7 @@ class Campaigning:
             spec.model_dump(include={"kind", "template", "model", "labels"}),
             state.value,
             self._archive.result(task) or {},
-            time.time(),
+            min(time.time(), moved_s if history.ended_s is None else history.ended_s),
             wall_s=math.fsum(lengths_s),
             gpu_s=math.fsum(s * span.num_gpus for s, span in zip(lengths_s, spans, strict=True)),
         )
@@ -333,14 +342,9 @@ class Campaigning:
         since_s = now.timestamp() - _WINDOW_S
         mine = (o for o in self._kept.outcomes if o.campaign == campaign.name)
         spent = sum(o.gpu_s for o in mine if o.ended_at_s >= since_s) / 3600
-        profiles, under_way = self._profiles(), 0.0
-        for name in (*queue.pending, *queue.running):
-            for state, file in self._spool.where(name):
-                spec = self._spec(state, file)
-                if spec is not None:
-                    keys = spec.model_dump(include={"template", "model", "num_gpus"})
-                    under_way += expected_gpu_hours(keys, profiles)
-        return spent + under_way
+        profiles = self._profiles()
+        under_way = self._asked.keys_of(campaign.name, queue.pending, queue.running)
+        return spent + math.fsum(expected_gpu_hours(keys, profiles) for keys in under_way)
 
     # --- telling
 

@@ -22,6 +22,8 @@ from labd.settings import Home
 
 _OLD_S = 60.0
 """A reading of this age says nothing any more: a node is asked every ten seconds."""
+_COOLS_S = 120.0
+"""For so long after its tasks the heat of a node is taken for the lab's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Loads:
         self._limits = Thresholds(high, critical, home.settings.load.calm)
         self._models_status = home.models_status
         self._nodes: dict[str, Capacity] = {}
+        self._worked_s: dict[str, float] = {}
+        """When each node was last seen with tasks of the lab's, by the monotonic clock."""
         self._queue: Capacity | None = None
         self.endpoints = Endpoints()
         """What the endpoints do, as of the last look."""
@@ -64,6 +68,11 @@ class Loads:
         """Take what is new of these nodes and of the endpoints; give what has changed."""
         notes, now_s = list(self._look_at_endpoints()), time.monotonic()
         known, self._nodes = self._nodes, {}
+        worked = {node.id: now_s for node in nodes if node.running}
+        self._worked_s = {
+            **{node: at for node, at in self._worked_s.items() if now_s - at < _COOLS_S},
+            **worked,
+        }
         for node in nodes:
             before = known.get(node.id)
             after = self._classified(node, before, now_s)
@@ -114,7 +123,13 @@ class Loads:
         if before is not None and read_s <= before.at_s:
             return before
         models = node.id in self.endpoints.node_ids
-        load = load_of(facts, cpus=node.given_cpus, gpus=node.given_gpus, models=models)
+        load = load_of(
+            facts,
+            cpus=node.given_cpus,
+            gpus=node.given_gpus,
+            models=models,
+            heated=node.id in self._worked_s,
+        )
         return classify(before, load, read_s, self._limits)
 
     def _look_at_endpoints(self) -> Iterable[Note]:
