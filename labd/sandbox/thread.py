@@ -2,10 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+_LOOK_S = 0.5
+"""How late a signal may be handled while the main thread waits."""
 
 
 class OwnThread(Generic[T]):
@@ -32,6 +35,9 @@ class OwnThread(Generic[T]):
     def result(self, interrupted: threading.Event) -> T:
         """Give what the work gives, when its thread is gone; what interrupts the caller sets `interrupted`."""
         try:
+            # A signal that another thread took, or that came a moment before this one slept, wakes nobody.
+            while not wait([self._future], _LOOK_S).done:
+                pass
             value = self._future.result()
         except BaseException:
             # A KeyboardInterrupt, say, doesn't reach the other thread by itself.
