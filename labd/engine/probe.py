@@ -152,6 +152,9 @@ class Prober:
         if error is not None:
             return None
         answer = asked.answer.result()
+        # Of another labd's answer nothing is known but its version.
+        if problem := version_problem(answer.look, __version__):
+            return {**answer.look, "problem": problem, "warning": ""}
         facts = {**self._with_cpu(node, answer.look), "read_s": answer.read_s}
         offset_s, unsure_s = clock_offset_s(facts["unix_s"], asked.at_s, answer.at_s)
         if node == self._local_id:
@@ -160,7 +163,7 @@ class Prober:
         return {
             **facts,
             "clock_offset_s": round(surely_s(offset_s, unsure_s), 3),
-            "problem": version_problem(facts, __version__),
+            "problem": "",
             "warning": clock_warning(offset_s, unsure_s),
         }
 
@@ -200,10 +203,10 @@ def clock_warning(offset_s: float, unsure_s: float) -> str:
 
 def version_problem(facts: Mapping[str, Any], wanted: str) -> str:
     """Say that a node has another labd, and what to do; empty where it has not."""
-    if facts["labd"] == wanted:
+    if facts.get("labd") == wanted:
         return ""
     return (
-        f"its labd is {printable(str(facts['labd']), 40)}, and the lab's is {wanted}. {_INSTALL}"
+        f"its labd is {printable(str(facts.get('labd')), 40)}, and the lab's is {wanted}. {_INSTALL}"
     )
 
 
