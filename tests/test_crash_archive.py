@@ -421,7 +421,7 @@ def are_pruned(home: Path) -> bool:
 
 
 def _left(home: Path) -> set[str]:
-    return {path.name for path in (home / "results" / "t").iterdir()} - {""}
+    return {path.name for path in (home / "results" / "t").iterdir()} - {".lock"}
 
 
 def compress_in_place(home: Path) -> None:

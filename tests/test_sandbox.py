@@ -840,8 +840,9 @@ def test_a_probe_that_saw_too_much_or_nothing_is_a_gap() -> None:
 
 
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from labd.sandbox import Limits
 from tests.boxes import make_sandbox
 sandbox = make_sandbox()

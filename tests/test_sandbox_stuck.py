@@ -11,6 +11,7 @@ import pytest
 
 from labd.sandbox import Sandbox
 from tests.boxes import make_sandbox
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.sandbox
 
@@ -59,4 +60,4 @@ def test_what_bubblewrap_leaves_behind_is_ended(tmp_path: Path) -> None:
     left = stuck() - before
     # Whoever starts a sandbox of this user somewhere else ends them too, so that the number says nothing.
     box.end_stuck()
-    assert not stuck() & left
+    wait_until(lambda: not stuck() & left, 10, "the end of what was killed")
