@@ -205,9 +205,7 @@ def version_problem(facts: Mapping[str, Any], wanted: str) -> str:
     """Say that a node has another labd, and what to do; empty where it has not."""
     if facts.get("labd") == wanted:
         return ""
-    return (
-        f"its labd is {printable(str(facts.get('labd')), 40)}, and the lab's is {wanted}. {_INSTALL}"
-    )
+    return f"its labd is {printable(str(facts.get('labd')), 40)}, and the lab's is {wanted}. {_INSTALL}"
 
 
 def _no_labd(error: Any) -> str:
