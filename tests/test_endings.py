@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from labd.archive import EVENTS
+from labd.daemon import Daemon
+from labd.log import stderr_logger
+from labd.settings import Home
 from tests.stepped import How
 from tests.test_moves import Moves, text
 
@@ -255,3 +258,17 @@ def test_a_stop_that_takes_the_work_with_it_is_no_end(tmp_path: Path) -> None:
         lab.stop()
         assert lab.events("x") == ["claimed", "stopped"]
         assert lab.names() == {"pending/x.yaml"}
+
+
+def test_what_is_put_back_is_known_to_wait_in_the_same_tick(tmp_path: Path) -> None:
+    """It needs neither a sweep nor the watcher: a drained spool would end a daemon that waits for nobody's word."""
+    with Moves(tmp_path, "killed") as lab:
+        lab.running()
+        lab.crash()
+        lab.home = Home(tmp_path, lab.home.settings.model_copy(update={"rescan": 3600.0}))
+        lab.daemon = Daemon(lab.home, stderr_logger(), engine=lab.engine)
+        lab.tick()  # sweeps pending/, before the engine is up
+        assert lab.names() == {"running/x.yaml"}
+        lab.engine.start()
+        lab.tick()
+        assert lab.events("x") == ["claimed", "interrupted", "claimed"]

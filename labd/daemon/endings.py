@@ -194,7 +194,7 @@ class Endings:
                 active, decision.state, there
             ):
                 # Somebody put another file in its place in between: that one is a new task.
-                self._spool.move(there, decision.state, State.PENDING, active.name)
+                intake.look_at(self._spool.move(there, decision.state, State.PENDING, active.name))
             elif decision.state is State.PENDING:
                 self._attempts.let_go(active)
                 intake.retry_at(there, decision.retry_at_s)

@@ -187,7 +187,7 @@ class Daemon:
         self._take()
         self._attempts.follow()
         self._overseer.turn()
-        self._intake.take(hints)
+        self._intake.take([*hints, *self._recovery.put_back()])
         self._campaign()
         self._start()
         self._endings.settle(self._intake)
@@ -255,6 +255,9 @@ class Daemon:
         """Deal with what somebody put into running/, or what could not be moved out of it."""
         if time.monotonic() >= self._recover_at_s:
             self._recovery.recover("interrupted")
+            for name in self._recovery.put_back():
+                self._intake.look_at(name)
+                self._wake.set()
             self._recover_at_s = time.monotonic() + self._home.settings.rescan
 
     # --- plan and act

@@ -40,6 +40,12 @@ class Recovery:
         self._engine = engine
         self._log, self._once = log, Once(log)
         self.failed = 0
+        self._put_back: list[str] = []
+
+    def put_back(self) -> list[str]:
+        """Give the names of the files that went back to pending/ since the last call: nobody else may tell of them in time."""
+        names, self._put_back = self._put_back, []
+        return names
 
     def reconcile(self, held: Iterable[Held]) -> None:
         """Make running/ true, by what the engine says that it has, whenever it comes up.
@@ -123,7 +129,7 @@ class Recovery:
     def _recover_one(self, entry: Entry, event: str, held: dict[str, Held]) -> None:
         history = self._archive.history(entry.id)
         if not self._is_its_file(entry, history):
-            self._spool.move(entry.name, State.RUNNING, State.PENDING)
+            self._put_back.append(self._spool.move(entry.name, State.RUNNING, State.PENDING))
             self._log.info("task.put_back", task=printable(entry.name))
             return
         if history.ended is not None:
@@ -181,7 +187,7 @@ class Recovery:
         moved = self._spool.entry(state, there)
         if moved is not None and moved.version != entry.version:
             # Somebody put another file in its place in between: that one is a new task.
-            self._spool.move(there, state, State.PENDING, entry.name)
+            self._put_back.append(self._spool.move(there, state, State.PENDING, entry.name))
             return
         self._attempts.decided.append(entry.id)
         self._log.info("task.rolled_forward", task_id=entry.id, state=state.value)
@@ -200,7 +206,7 @@ class Recovery:
 
     def _go_on_later(self, entry: Entry) -> None:
         self._attempts.make_way(entry.name)
-        self._spool.move(entry.name, State.RUNNING, State.PENDING)
+        self._put_back.append(self._spool.move(entry.name, State.RUNNING, State.PENDING))
 
     def _give_up(self, entry: Entry, history: History) -> None:
         what = f"labd ended {_FRUITLESS_STARTS} times under it without its getting any further"
