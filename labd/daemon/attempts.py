@@ -11,18 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from labd.archive import Archive
 from labd.daemon.announcing import kind_of
 from labd.daemon.counts import Counts
 from labd.daemon.demand import demand_of
+from labd.daemon.house import House
 from labd.daemon.ids import Ids
 from labd.daemon.intake import Intake
-from labd.engine.client import Engine
 from labd.engine.types import Ended, Job
 from labd.errors import TaskFileError
-from labd.log import Logger
 from labd.scheduler import Demand, Running, Start
-from labd.spool import Entry, Spool
+from labd.spool import Entry
 from labd.task import State, TaskFile, parse_task, task_id
 
 # A command holds its own time limit; the daemon's is for a worker that does not.
@@ -79,29 +77,19 @@ class Attempts:
     """The attempts of this daemon. `job` makes the engine's order for a claim."""
 
     def __init__(
-        self,
-        spool: Spool,
-        archive: Archive,
-        engine: Engine,
-        log: Logger,
-        *,
-        counts: Counts,
-        default_timeout_s: float,
-        default_stuck_after_s: float = 0.0,
-        job: Callable[[Active, TaskFile], Job],
+        self, house: House, *, counts: Counts, job: Callable[[Active, TaskFile], Job]
     ) -> None:
-        self._spool, self._archive, self._engine = spool, archive, engine
-        self._log = log
+        self._spool, self._archive, self._engine = house.spool, house.archive, house.engine
+        self._log = house.log
+        self._settings = house.home.settings
         self.counts = counts
-        self._default_timeout_s = default_timeout_s
-        self._default_stuck_after_s = default_stuck_after_s
         self._job = job
         self.active: dict[str, Active] = {}
         self.reasons: dict[str, str] = {}
         """What keeps an end from being recorded, by file name."""
         self.ended: dict[str, Ended] = {}
         """What the engine said of ends that are not on record yet, by task id."""
-        self.ids = Ids(spool, archive, self.active.__contains__)
+        self.ids = Ids(house.spool, house.archive, self.active.__contains__)
         self.decided: list[str] = []
         """Ids that came into another state since somebody last emptied the list."""
 
@@ -214,7 +202,7 @@ class Attempts:
         age_s: float = 0.0,
     ) -> Active:
         spec = task.spec
-        timeout_s = spec.timeout or self._default_timeout_s
+        timeout_s = spec.timeout or self._settings.default_timeout
         grace_s = _WORKER_GRACE_S if spec.kind in {"command", "prompts"} else 0.0
         since_s = time.monotonic() - age_s
         return Active(
@@ -231,7 +219,7 @@ class Attempts:
             since_s,
             spec.max_retries,
             losses,
-            self._default_stuck_after_s if spec.stuck_after is None else spec.stuck_after,
+            self._settings.stuck_after if spec.stuck_after is None else spec.stuck_after,
             labels=tuple(spec.labels),
             what=kind_of(spec),
         )

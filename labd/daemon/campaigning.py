@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from labd.archive import Archive, History, spans_of
+from labd.archive import History, spans_of
 from labd.campaigns import (
     DECISIONS,
     LOCK,
@@ -45,14 +45,12 @@ from labd.campaigns import (
 )
 from labd.clock import from_iso, to_iso
 from labd.daemon.asked import Asked
+from labd.daemon.house import House
 from labd.daemon.loads import Loads, SeenNode
 from labd.daemon.reporting import Reporting
 from labd.daemon.telling import Once
 from labd.errors import ConfigError, JournalError, LabdError, TaskFileError, TimedOut
-from labd.log import Logger
 from labd.scheduler import Demand
-from labd.settings import Home
-from labd.spool import Spool
 from labd.task import State, TaskSpec, parse_task, task_id
 
 _EVERY_S = 5.0
@@ -88,19 +86,18 @@ class _Kept:
 class Campaigning:
     """The campaigns of one daemon. `turn` is cheap where nothing is due."""
 
-    def __init__(
-        self, home: Home, spool: Spool, archive: Archive, reporting: Reporting, log: Logger
-    ) -> None:
-        self._home, self._spool, self._archive, self._log = home, spool, archive, log
+    def __init__(self, house: House, reporting: Reporting) -> None:
+        home = house.home
+        self._home, self._spool, self._archive = home, house.spool, house.archive
         self._reporting = reporting
-        self._once = Once(log)
+        self._log, self._once = house.log, Once(house.log)
         self._library = Library(home.campaigns)
         self._remembered = Remembered(home.run_dir / MEMORY)
         self._decisions = BoundedLines(home.run_dir / DECISIONS)
         self._outcomes = BoundedLines(home.run_dir / OUTCOMES)
         self._kept = _Kept()
         self._loads = Loads(home)
-        self._asked = Asked(spool)
+        self._asked = Asked(house.spool)
         self._waiting: Counter[Demand] = Counter()
         """What waits for room at this turn, with what the turn itself has added."""
         self._started = False

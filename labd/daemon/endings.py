@@ -5,17 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from labd.archive import Archive
 from labd.clock import print_duration
-from labd.daemon.announcing import Announcing
 from labd.daemon.attempts import Active, Attempts
+from labd.daemon.house import House
 from labd.daemon.intake import Intake
 from labd.daemon.telling import Once
 from labd.engine.types import Ended
 from labd.errors import JournalError, LabdError, StorageError
-from labd.log import Logger
 from labd.scheduler import retry_delay_s
-from labd.spool import Spool
 from labd.task import State
 from labd.text import printable
 
@@ -34,18 +31,10 @@ class _Decision:
 class Endings:
     """Settles what the engine said of ends. All of a turn are recorded and made durable, then their files are moved."""
 
-    def __init__(
-        self,
-        attempts: Attempts,
-        spool: Spool,
-        archive: Archive,
-        log: Logger,
-        *,
-        announcing: Announcing,
-    ) -> None:
-        self._attempts, self._spool, self._archive = attempts, spool, archive
-        self._announcing = announcing
-        self._log, self._once = log, Once(log)
+    def __init__(self, house: House, attempts: Attempts) -> None:
+        self._attempts, self._spool, self._archive = attempts, house.spool, house.archive
+        self._announcing = house.announcing
+        self._log, self._once = house.log, Once(house.log)
         self.failed = 0
 
     def settle(self, intake: Intake) -> None:

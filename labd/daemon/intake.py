@@ -10,16 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from labd.archive import Archive
 from labd.clock import from_iso
-from labd.daemon.announcing import Announcing
 from labd.daemon.demand import demand_of
+from labd.daemon.house import House
 from labd.daemon.ids import Ids, harmless
 from labd.daemon.telling import Once
 from labd.errors import JournalError, StorageError, TaskFileError
-from labd.log import Logger
 from labd.scheduler import Backlog, Waiting, gate, retry_delay_s
-from labd.spool import Entry, Look, Spool
+from labd.spool import Entry, Look
 from labd.task import (
     SUFFIXES,
     State,
@@ -60,22 +58,12 @@ class Known:
 class Intake:
     """The pending tasks. `check` passes a task or raises `TaskFileError`; `active` is as for `Ids`."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        archive: Archive,
-        ids: Ids,
-        check: Callable[[TaskFile, str], None],
-        log: Logger,
-        *,
-        announcing: Announcing,
-        rescan_s: float,
-        settle_s: float,
-    ) -> None:
-        self._spool, self._archive, self._ids, self._check = spool, archive, ids, check
-        self._announcing = announcing
-        self._log, self._once = log, Once(log)
-        self._rescan_s, self._settle_s = rescan_s, settle_s
+    def __init__(self, house: House, ids: Ids, check: Callable[[TaskFile, str], None]) -> None:
+        self._spool, self._archive, self._ids, self._check = house.spool, house.archive, ids, check
+        self._announcing = house.announcing
+        self._log, self._once = house.log, Once(house.log)
+        settings = house.home.settings
+        self._rescan_s, self._settle_s = settings.rescan, settings.settle
         self.backlog = Backlog()
         self.reasons: dict[str, str] = {}
         """Why a task waits that is not in the backlog, by file name."""

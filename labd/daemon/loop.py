@@ -19,6 +19,7 @@ from labd.daemon.chores import Chores
 from labd.daemon.cluster import Cluster
 from labd.daemon.counts import Counts
 from labd.daemon.endings import Endings
+from labd.daemon.house import House
 from labd.daemon.hygiene import Hygiene
 from labd.daemon.intake import Intake
 from labd.daemon.notify import Notifier
@@ -69,54 +70,28 @@ class Daemon:
         self._say_once = Once(log)
         self._wake = threading.Event()
         self._stopping = False
-        self._spool = Spool(home.spool)
-        self._archive = Archive(home.results)
-        self._checks = _Checks(home)
-        self._engine = engine or Engine(
-            engine_options(home), home.run_dir / "engine.log", self._wake.set, log
-        )
-        self._counts = Counts()
+        spool = Spool(home.spool)
         self.hooks = Hooks(settings.notify, home.root, home.run_dir, log)
-        announcing = Announcing(home, self._spool, self.hooks)
-        self._attempts = Attempts(
-            self._spool,
-            self._archive,
-            self._engine,
-            log,
-            counts=self._counts,
-            default_timeout_s=settings.default_timeout,
-            default_stuck_after_s=settings.stuck_after,
-            job=partial(job_for, home),
-        )
-        self._intake = Intake(
-            self._spool,
-            self._archive,
-            self._attempts.ids,
-            self._checks,
-            log,
-            announcing=announcing,
-            rescan_s=settings.rescan,
-            settle_s=settings.settle,
-        )
-        self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
-        self._reporting = Reporting(home, self._spool, self._chores, log, announcing=announcing)
-        self._campaigning = Campaigning(home, self._spool, self._archive, self._reporting, log)
-        self._endings = Endings(
-            self._attempts, self._spool, self._archive, log, announcing=announcing
-        )
-        self._cluster = Cluster(home.drained, log)
-        self._overseer = Overseer(
+        options, engine_log = engine_options(home), home.run_dir / "engine.log"
+        house = House(
             home,
-            self._attempts,
-            self._archive,
-            self._engine,
             log,
-            announcing=announcing,
-            name_of=self._cluster.name_of,
+            spool,
+            Archive(home.results),
+            engine or Engine(options, engine_log, self._wake.set, log),
+            Announcing(home, spool, self.hooks),
         )
-        self._recovery = Recovery(
-            self._attempts, self._spool, self._archive, self._engine, log, announcing=announcing
-        )
+        self._spool, self._archive, self._engine = house.spool, house.archive, house.engine
+        self._counts = Counts()
+        self._attempts = Attempts(house, counts=self._counts, job=partial(job_for, home))
+        self._intake = Intake(house, self._attempts.ids, _Checks(home))
+        self._chores = Chores(home.root, log, log_path=home.run_dir / "chores.log")
+        self._reporting = Reporting(house, self._chores)
+        self._campaigning = Campaigning(house, self._reporting)
+        self._endings = Endings(house, self._attempts)
+        self._cluster = Cluster(home.drained, log)
+        self._overseer = Overseer(house, self._attempts, name_of=self._cluster.name_of)
+        self._recovery = Recovery(house, self._attempts)
         self._status = StatusFile(home.run_dir, self._say_once)
         self._page: PageProcess | None = None
         if page and settings.page.enabled:

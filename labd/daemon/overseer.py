@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from labd.archive import Archive
-from labd.daemon.announcing import Announcing
 from labd.daemon.attempts import Active, Attempts
+from labd.daemon.house import House
 from labd.daemon.telling import Once
-from labd.engine.client import Engine
 from labd.errors import StorageError
-from labd.log import Logger
 from labd.scheduler import (
     Recovery,
     Signs,
@@ -27,7 +24,7 @@ from labd.scheduler import (
     seen,
     told_to_end,
 )
-from labd.settings import RECOVER_REQUESTS, Home
+from labd.settings import RECOVER_REQUESTS
 
 _MAX_ASKED_BYTES = 4096
 _EVERY_S = 0.5
@@ -43,22 +40,13 @@ _Look = tuple[float, dict[_Key, Signs]]
 class Overseer:
     """Looks after the attempts that the engine has. `name_of` gives a node's name by its id."""
 
-    def __init__(
-        self,
-        home: Home,
-        attempts: Attempts,
-        archive: Archive,
-        engine: Engine,
-        log: Logger,
-        *,
-        announcing: Announcing,
-        name_of: Callable[[str], str],
-    ) -> None:
-        self._home, self._attempts, self._archive, self._engine = home, attempts, archive, engine
-        self._log, self._announcing, self._name_of = log, announcing, name_of
+    def __init__(self, house: House, attempts: Attempts, *, name_of: Callable[[str], str]) -> None:
+        self._home, self._attempts, self._archive = house.home, attempts, house.archive
+        self._engine, self._log, self._announcing = house.engine, house.log, house.announcing
+        self._name_of = name_of
         self._standings: dict[_Key, Standing] = {}
         self._said: dict[_Key, str] = {}
-        self._once = Once(log)
+        self._once = Once(house.log)
         self._next_s = 0.0
 
     def take(self, machines: Mapping[str, Mapping[str, Any]]) -> None:

@@ -5,17 +5,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from labd.archive import JOURNAL, Archive, History
-from labd.daemon.announcing import Announcing
+from labd.archive import JOURNAL, History
 from labd.daemon.attempts import Active, Attempts
 from labd.daemon.endings import error_of, kept
+from labd.daemon.house import House
 from labd.daemon.telling import Once
-from labd.engine.client import Engine
 from labd.engine.types import Ended, Held
 from labd.errors import JournalError, LabdError
-from labd.log import Logger
 from labd.scheduler import Demand
-from labd.spool import Entry, Spool
+from labd.spool import Entry
 from labd.task import State, parse_task
 from labd.text import printable
 
@@ -25,20 +23,10 @@ _FRUITLESS_STARTS = 10
 class Recovery:
     """Deals with what is in running/ and is of no attempt of ours, and with what the engine holds that we don't know."""
 
-    def __init__(
-        self,
-        attempts: Attempts,
-        spool: Spool,
-        archive: Archive,
-        engine: Engine,
-        log: Logger,
-        *,
-        announcing: Announcing,
-    ) -> None:
-        self._attempts, self._spool, self._archive = attempts, spool, archive
-        self._announcing = announcing
-        self._engine = engine
-        self._log, self._once = log, Once(log)
+    def __init__(self, house: House, attempts: Attempts) -> None:
+        self._attempts, self._spool, self._archive = attempts, house.spool, house.archive
+        self._announcing, self._engine = house.announcing, house.engine
+        self._log, self._once = house.log, Once(house.log)
         self.failed = 0
         self._put_back: list[str] = []
 

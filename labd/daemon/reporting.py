@@ -13,15 +13,12 @@ from pathlib import Path
 
 from labd.campaigns import Campaign, reported_since
 from labd.clock import from_iso, to_iso
-from labd.daemon.announcing import Announcing
 from labd.daemon.chores import Chores, Done
+from labd.daemon.house import House
 from labd.daemon.telling import Once
 from labd.errors import StorageError
 from labd.files import write_json
-from labd.log import Logger
 from labd.report.shelf import campaign_report, lab_reports
-from labd.settings import Home
-from labd.spool import Spool
 from labd.task import State
 
 CHORE = "report"
@@ -48,12 +45,11 @@ class _DueReport:
 class Reporting:
     """The reports of one daemon. Writing is a chore; one at a time."""
 
-    def __init__(
-        self, home: Home, spool: Spool, chores: Chores, log: Logger, *, announcing: Announcing
-    ) -> None:
-        self._home, self._spool, self._chores, self._log = home, spool, chores, log
-        self._announcing = announcing
-        self._once = Once(log)
+    def __init__(self, house: House, chores: Chores) -> None:
+        home = house.home
+        self._home, self._spool, self._chores, self._log = home, house.spool, chores, house.log
+        self._announcing = house.announcing
+        self._once = Once(house.log)
         self._path = home.run_dir / DUE
         self._due: dict[str, _DueReport] | None = None
         self._failures: dict[str, int] = {}
