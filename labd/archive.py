@@ -102,12 +102,18 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The time in which a task held what it was given. Seconds since the epoch."""
+    """The time in which a task held what it was given, on all its nodes together. Seconds since the epoch."""
 
     began_s: float
     ended_s: float
     num_cpus: float
     num_gpus: float
+
+
+def also_of(claim: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give the ids of the further nodes that an attempt was given at its claim, by the event of that."""
+    also = claim.get("also")
+    return tuple(str(node_id) for node_id in also) if isinstance(also, list) else ()
 
 
 def spans_of(
@@ -145,7 +151,8 @@ def _add_span(spans: list[Span], claim: Mapping[str, Any], ended_s: float | None
     if began_s is None or ended_s is None or ended_s < began_s:
         return
     cpus, gpus = (_amount(claim.get(key)) or 0.0 for key in ("num_cpus", "num_gpus"))
-    spans.append(Span(began_s, ended_s, cpus, gpus))
+    nodes = 1 + len(also_of(claim))
+    spans.append(Span(began_s, ended_s, nodes * cpus, nodes * gpus))
 
 
 def _ended_s(claim: Mapping[str, Any], event: Mapping[str, Any], most_s: float) -> float | None:

@@ -55,7 +55,8 @@ def nodes(lab: Lab) -> list[dict[str, Any]]:
     machines = [*told] or [dict(_UNKNOWN)]
     running: defaultdict[str, list[str]] = defaultdict(list)
     for task, facts in status.facts.get("running", {}).items() if status.up else ():
-        running[facts["node"]].append(task)
+        for node in (facts["node"], *facts.get("also", ())):
+            running[node].append(task)
     local = next((m["id"] for m in machines if m.get("local")), "")
     endpoints: defaultdict[str | None, list[Any]] = defaultdict(list)
     for endpoint in found["endpoints"]:

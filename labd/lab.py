@@ -124,6 +124,8 @@ class TaskView:
     moved_at: float = 0.0
     took_s: float | None = None
     tokens: int = 0
+    nodes: tuple[str, ...] = ()
+    """The machines that a running task has, by name; its own first."""
     alike: tuple[Any, ...] = ()
     """What the daemon tells reasons by, for tasks that wait for room."""
 
@@ -140,6 +142,7 @@ class TaskView:
             "priority": self.priority, "attempt": self.attempt, "progress": progress,
             "labels": list(self.labels), "owner": self.owner, "models": list(self.models),
             "title": self.title, "moved_at": round(self.moved_at, 3), "took_s": self.took_s, "tokens": self.tokens,
+            "nodes": list(self.nodes),
         }  # fmt: skip
 
 
@@ -664,6 +667,7 @@ class Lab:
             progress=self.progress(entry.id) if state is State.RUNNING else None,
             owner=_user(entry.uid),
             moved_at=entry.moved_ns / 1e9,
+            nodes=_nodes_of(entry.id, facts) if state is State.RUNNING else (),
             **said,
         )
         return view if state.decided else replace(view, why=why_not(view, facts) or why)
@@ -695,6 +699,12 @@ def why_not(view: TaskView, status: Mapping[str, Any]) -> str:
         if tuple(told.get(key) for key in keys) == view.alike:
             return str(told.get("reason", ""))
     return ""
+
+
+def _nodes_of(task_id_: str, status: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give the names of the machines that a running task has, as the daemon last said it."""
+    told = status.get("running", {}).get(task_id_)
+    return (str(told["node"]), *map(str, told.get("also", ()))) if told else ()
 
 
 def _outcome(state: State, event: Mapping[str, Any]) -> str:

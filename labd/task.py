@@ -75,6 +75,7 @@ _KEYS_OF: Mapping[str, tuple[str, ...]] = {
         "scale",
         *("search", "control", "max_tokens_total", "max_hours"),
         *("num_reviews", "improve", "language"),
+        "num_nodes",
     ),
     "command": ("run", "env", "workdir", "inputs", "outputs", "network"),
     "prompts": ("input", "model", "system", "template", "reply_schema", "options", "max_errors"),
@@ -408,6 +409,8 @@ class TaskSpec(BaseModel):
     max_retries: Annotated[WholeNumber, Field(ge=0, le=100)] = 2
     num_gpus: Annotated[Amount, Field(ge=0, le=1024)] = 0.0
     num_cpus: Annotated[Amount, Field(gt=0, le=4096)] = 1.0
+    num_nodes: Annotated[WholeNumber, Field(ge=1, le=64)] = 1
+    """On how many machines its runs may go on at once, where others leave room; each gives `num_cpus` and `num_gpus`."""
     labels: Annotated[
         tuple[Label, ...],
         BeforeValidator(_words),

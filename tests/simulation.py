@@ -20,6 +20,7 @@ class Job:
     demand: Demand = field(default=Demand(1, 1), compare=False)
     owner: str = "ann"
     priority: int = 0
+    num_nodes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Run:
     node_id: str
     start_s: float
     end_s: float
+    also: tuple[str, ...] = ()
 
     @property
     def waited_s(self) -> float:
@@ -107,7 +109,7 @@ class Simulation:
         self.runs: list[Run] = []
         self.kept_at_s: dict[str, float] = {}
         self._jobs: dict[str, Job] = {}
-        self._running: dict[str, tuple[Running, tuple[int, ...]]] = {}
+        self._running: dict[str, list[tuple[Running, tuple[int, ...]]]] = {}
         self._ends: list[tuple[float, str]] = []
         self._last: Plan | None = None
 
@@ -128,7 +130,7 @@ class Simulation:
 
     def running(self) -> list[Running]:
         """Give what runs, as the daemon would tell the plan."""
-        return [task for task, _devices in self._running.values()]
+        return [task for held in self._running.values() for task, _devices in held]
 
     def snapshot(self) -> Snapshot:
         """Give what the plan sees now."""
@@ -150,12 +152,14 @@ class Simulation:
     def _arrive(self, job: Job) -> None:
         since_ns = int(job.arrives_s * 1e9)
         self.backlog.add(
-            Waiting(job.key, job.priority, since_ns, job.demand, job.owner, self.now_s)
+            Waiting(
+                job.key, job.priority, since_ns, job.demand, job.owner, self.now_s, job.num_nodes
+            )
         )
 
     def _end(self, key: str) -> None:
-        task, devices = self._running.pop(key)
-        self.ray[task.node_id].give_back(task.demand, devices)
+        for task, devices in self._running.pop(key):
+            self.ray[task.node_id].give_back(task.demand, devices)
 
     def _start(self) -> None:
         self._last = plan(self.snapshot())
@@ -164,10 +168,18 @@ class Simulation:
         for start in self._last.starts:
             job = self._jobs[start.key]
             self.backlog.discard(start.key)
-            devices = self.ray[start.node_id].take(job.demand)
-            told = devices if self.tell_gpus else None
-            task = Running(job.key, start.node_id, job.demand, job.owner, told)
-            self._running[job.key] = (task, devices)
+            held = [
+                (node_id, self.ray[node_id].take(job.demand))
+                for node_id in (start.node_id, *start.also)
+            ]
+            self._running[job.key] = [
+                (self._task(job, node_id, devices, told=self.tell_gpus and not number), devices)
+                for number, (node_id, devices) in enumerate(held)
+            ]
             end_s = self.now_s + job.length_s
             heapq.heappush(self._ends, (end_s, job.key))
-            self.runs.append(Run(job, start.node_id, self.now_s, end_s))
+            self.runs.append(Run(job, start.node_id, self.now_s, end_s, start.also))
+
+    @staticmethod
+    def _task(job: Job, node_id: str, devices: tuple[int, ...], *, told: bool) -> Running:
+        return Running(job.key, node_id, job.demand, job.owner, devices if told else None)

@@ -22,7 +22,7 @@ from labd import files, worker
 from labd.archive import Archive, History
 from labd.daemon import Daemon
 from labd.engine.client import Engine
-from labd.engine.types import Down, Ended, Event, Held, Job, Machines, NodeInfo, Ready
+from labd.engine.types import Down, Ended, Event, Held, Job, Machines, NodeInfo, Nodes, Ready
 from labd.log import Logger
 from labd.scheduler import Signs
 from labd.settings import Home, SandboxSettings, Settings
@@ -98,11 +98,12 @@ class SteppedEngine(Engine):
                 f"{job.task_id} is at work already, and attempt {job.attempt} was ordered"
             )
             self._attempts[attempt.key] = attempt
-            there = [a for a in self.live() if a.job.node_id == job.node_id]
-            node = next(node for node in self.nodes if node.id == job.node_id)
-            assert sum(a.job.num_cpus for a in there) <= node.num_cpus, (
-                f"no room for {job.task_id} beside {[a.key for a in there]}"
-            )
+            for node_id in (job.node_id, *job.also_nodes):
+                there = [a for a in self.live() if node_id in (a.job.node_id, *a.job.also_nodes)]
+                node = next(node for node in self.nodes if node.id == node_id)
+                assert sum(a.job.num_cpus for a in there) <= node.num_cpus, (
+                    f"no room for {job.task_id} on {node_id} beside {[a.key for a in there]}"
+                )
 
     def cancel(self, task_id: str, attempt: int) -> None:
         if not self.up:
@@ -177,6 +178,11 @@ class SteppedEngine(Engine):
     def tell(self, **machines: dict[str, Any]) -> None:
         """Have machines say what they are and do, by node id."""
         self._news.append(Machines(machines))
+
+    def leave(self, node_id: str) -> None:
+        """Let a machine leave the cluster; attempts that only have it beside their own go on."""
+        self.nodes = [node for node in self.nodes if node.id != node_id]
+        self._news.append(Nodes([*self.nodes]))
 
     def go_down(self) -> None:
         """Let the driver's process end; its Ray and all work end with it, unless Ray is a service."""

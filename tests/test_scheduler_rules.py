@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ NODES = st.lists(st.tuples(st.integers(1, 8), st.integers(0, 4)), min_size=1, ma
         Node(f"n{i}", f"n{i}", float(size[0]), float(size[1])) for i, size in enumerate(sizes)
     ]
 )
+AVOIDED = st.sampled_from([(), (), ("n1",), ("n0", "n1"), ("n0", "n1", "n2")]).map(frozenset)
 CALM = settings(deadline=None)  # machines are slow at times
 OWNERS = st.sampled_from(["ann", "bob", "cyd"])
 
@@ -47,7 +49,9 @@ class World(NamedTuple):
 
 
 @st.composite
-def worlds(draw: st.DrawFn, *, told: bool = True, patient: bool = False) -> World:
+def worlds(
+    draw: st.DrawFn, *, told: bool = True, patient: bool = False, wide: bool = False
+) -> World:
     nodes = draw(NODES)
     ray = {node.id: RayNode(node) for node in nodes}
     running = _history(draw, nodes, ray, told=told)
@@ -57,6 +61,9 @@ def worlds(draw: st.DrawFn, *, told: bool = True, patient: bool = False) -> Worl
         draw(st.lists(drawn, max_size=15))
     ):
         task = Waiting(f"t{number}", priority, since, demand, owner, float(seen))
+        if wide:
+            avoiding = replace(demand, avoid=draw(AVOIDED))
+            task = replace(task, demand=avoiding, num_nodes=draw(st.integers(1, 4)))
         tasks[task.key] = task
         backlog.add(task)
     usage = draw(st.dictionaries(OWNERS, st.floats(0, 1)))
@@ -203,6 +210,61 @@ def test_who_starts_on_a_kept_node_leaves_there_what_it_is_kept_for(world: World
             assert ray[node_id].would_take(Demand(0, kept.demand.num_gpus)) is not None
 
 
+def without_width(world: World) -> Snapshot:
+    backlog = Backlog()
+    for task in world.tasks.values():
+        backlog.add(replace(task, num_nodes=1))
+    return replace(world.snapshot, backlog=backlog)
+
+
+def widened(world: World, made: Plan) -> list[tuple[Waiting, tuple[str, ...]]]:
+    return [(world.tasks[start.key], start.also) for start in made.starts if start.also]
+
+
+@CALM
+@given(st.booleans().flatmap(lambda told: worlds(told=told, wide=True)))
+def test_further_nodes_give_what_they_have_to_those_who_asked_for_them(world: World) -> None:
+    made = plan(world.snapshot)
+    ray = carried_out(world, made)
+    for start in made.starts:
+        task = world.tasks[start.key]
+        assert len({start.node_id, *start.also}) == 1 + len(start.also) <= task.num_nodes
+        assert not {*start.also} & {*made.reserved.values(), *task.demand.avoid}
+    for task, also in widened(world, made):
+        for node_id in also:
+            ray[node_id].take(task.demand)
+
+
+@CALM
+@given(worlds(wide=True))
+def test_who_waits_is_not_delayed_by_those_who_are_given_further_nodes(world: World) -> None:
+    made, narrow = plan(world.snapshot), plan(without_width(world))
+    assert [replace(start, also=()) for start in made.starts] == narrow.starts
+    assert made.reserved == narrow.reserved
+    ray = carried_out(world, made)
+    taken = {node_id for _task, also in widened(world, made) for node_id in also}
+    waits = [task.demand for task in world.tasks.values() if made.reason(task)]
+    for node_id in taken:
+        fitting = [one for one in waits if ray[node_id].would_take(one) is not None]
+        assert all(node_id in demand.avoid for demand in fitting)
+
+
+@CALM
+@given(worlds(wide=True))
+def test_a_task_is_given_all_the_room_that_is_left_up_to_what_it_asked_for(world: World) -> None:
+    made = plan(world.snapshot)
+    ray = carried_out(world, made)
+    for task, also in widened(world, made):
+        for node_id in also:
+            ray[node_id].take(task.demand)
+    for start in made.starts:
+        task = world.tasks[start.key]
+        here = {start.node_id, *start.also, *made.reserved.values(), *task.demand.avoid}
+        if 1 + len(start.also) < task.num_nodes:
+            left = [node for node_id, node in ray.items() if node_id not in here]
+            assert all(node.would_take(task.demand) is None for node in left)
+
+
 class BacklogMachine(RuleBasedStateMachine):
     """A backlog beside a plain dict."""
 
@@ -328,6 +390,99 @@ def test_whatever_passes_by_a_kept_node_is_free_within_the_longest_task(
     for run in runs:
         if run.job.key in sim.kept_at_s:
             assert run.start_s <= sim.kept_at_s[run.job.key] + 60
+
+
+WHOLE = st.builds(Demand, st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from([0.0, 0.0, 1.0, 2.0]))
+PARTS = st.builds(Demand, st.sampled_from([0.5, 1.0, 3.0]), st.sampled_from([0.0, 0.25, 0.4, 1.0]))
+"""Of nodes of one GPU: of several, nobody can tell which a part on a further node is of."""
+
+
+@settings(CALM, max_examples=40)
+@given(
+    data=st.data(),
+    parts=st.booleans(),
+    jobs=st.lists(
+        st.tuples(st.integers(0, 30), st.integers(5, 90), OWNERS, st.integers(1, 4)), max_size=60
+    ),
+)
+def test_in_a_lab_of_wide_tasks_ray_never_lets_one_wait_and_each_has_its_turn(
+    data: st.DataObject, jobs: list[tuple[int, int, str, int]], *, parts: bool
+) -> None:
+    nodes = [Node(f"n{i}", f"n{i}", 4, 1 if parts else 1 + i) for i in range(3)]
+    sizes = PARTS if parts else WHOLE
+    now_s, coming = 0.0, []
+    for number, (gap_s, length_s, owner, num_nodes) in enumerate(jobs):
+        now_s += gap_s
+        size = data.draw(sizes)
+        coming.append(Job(now_s, f"j{number:02}", length_s, size, owner, num_nodes=num_nodes))
+    runs = Simulation(nodes, reserve_after_s=60).play(coming)
+    assert {run.job.key for run in runs} == {job.key for job in coming}
+
+
+def test_a_task_alone_in_the_lab_is_given_as_many_nodes_as_it_asked_for() -> None:
+    nodes = [
+        Node("n1", "a", 4, 1),
+        Node("n2", "b", 2, 1),
+        Node("n3", "c", 8, 0),
+        Node("n4", "d", 8, 2),
+    ]
+    jobs = [Job(0, "wide", demand=Demand(3, 0.5), num_nodes=3)]
+    [run] = Simulation(nodes).play(jobs)
+    assert (run.node_id, run.also) == ("n1", ("n4",))
+    [run] = Simulation(nodes).play([Job(0, "wide", demand=Demand(2, 0), num_nodes=2)])
+    assert (run.node_id, run.also) == ("n3", ("n2",))
+    jobs = [
+        Job(0, "wide", demand=Demand(2, 0), num_nodes=3),
+        Job(0, "early", demand=Demand(8, 0)),
+    ]
+    runs = {run.job.key: run for run in Simulation(nodes).play(jobs)}
+    assert runs["early"].node_id == "n3"
+    assert (runs["wide"].node_id, runs["wide"].also) == ("n2", ("n1", "n4"))
+
+
+def test_what_a_plan_cut_short_has_not_looked_at_is_left_for_others() -> None:
+    nodes = [Node("n1", "a", 2, 0), Node("n2", "b", 2, 0)]
+    backlog = Backlog()
+    backlog.add(Waiting("wide", 0, 1, Demand(2, 0), num_nodes=2))
+    backlog.add(Waiting("next", 0, 2, Demand(2, 0)))
+    shot = Snapshot(backlog, [], nodes, {}, now_s=1.0, reserve_after_s=600)
+    assert plan(shot, max_starts=1).starts == [Start("wide", "n1")]
+
+
+def test_a_node_where_a_task_was_stuck_is_not_given_to_it_beside_another_one() -> None:
+    nodes = [Node(f"n{i}", f"n{i}", 2, 0) for i in range(3)]
+    backlog = Backlog()
+    stuck = Demand(1, 0, avoid=frozenset({"n0", "n1", "n2"}))
+    backlog.add(Waiting("wide", 0, 1, stuck, num_nodes=3))
+    shot = Snapshot(backlog, [], nodes, {}, now_s=1.0, reserve_after_s=600)
+    assert plan(shot).starts == [Start("wide", "n0")], "it has to be somewhere"
+
+
+def test_who_waits_is_told_of_those_who_are_given_a_further_node_at_this_moment() -> None:
+    nodes = [Node("n1", "a", 2, 0), Node("n2", "b", 4, 0)]
+    backlog = Backlog()
+    backlog.add(Waiting("wide", 0, 1, Demand(2, 0), num_nodes=2))
+    big = Waiting("big", 0, 2, Demand(4, 0))
+    backlog.add(big)
+    held = [Running("x", "n2", Demand(2, 0))]
+    made = plan(Snapshot(backlog, held, nodes, {}, now_s=1.0, reserve_after_s=600))
+    assert made.starts == [Start("wide", "n1", (), ("n2",))]
+    assert made.reason(big) == "waits for 4 CPUs: b has 0 free, 4 used by wide and x"
+
+
+def test_further_nodes_count_in_the_share_of_their_owner() -> None:
+    nodes = [Node("n1", "a", 2, 0), Node("n2", "b", 4, 0)]
+    held = [Running("wide", node.id, Demand(2, 0), "ann") for node in nodes]
+    backlog = Backlog()
+    for number, owner in enumerate(["ann", "bob"]):
+        backlog.add(Waiting(owner, 0, number, Demand(2, 0), owner))
+    shot = Snapshot(backlog, held, nodes, {}, now_s=1.0, reserve_after_s=600)
+    made = plan(shot)
+    assert made.starts == [Start("bob", "n2")]
+    waits = backlog.get("ann")
+    assert waits is not None
+    assert made.reason(waits) == "waits for its turn: 0 before it"
+    assert decayed({}, held, nodes, 3600, 3600) == pytest.approx({"ann": 2 / 6})
 
 
 def test_past_use_is_a_decaying_mean_of_the_dominant_share() -> None:

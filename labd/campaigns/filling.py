@@ -50,10 +50,11 @@ def arms_of(campaign: Campaign) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def expected_gpu_hours(keys: Mapping[str, Any], profiles: Mapping[str, Profile]) -> float:
-    """Give how many GPU hours a task that waits or runs is expected to take."""
+    """Give how many GPU hours a task that waits or runs is expected to take, on all the nodes that it may have."""
     arm = arm_of(keys.get("template"), keys.get("model"))
     profile = profiles.get(arm) or seed_for(arm, profiles)
-    return float(keys.get("num_gpus", 0.0)) * profile.duration_s / 3600
+    num_gpus = float(keys.get("num_gpus", 0.0)) * int(keys.get("num_nodes", 1))
+    return num_gpus * profile.duration_s / 3600
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,6 +301,8 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
     out(f"{safe(view.id)}: {view.state.value}" + (f", {safe(view.why, 2000)}" if view.why else ""))
     if far := _progress(view):
         out(f"  {far}")
+    if view.nodes:
+        out(f"  on {', '.join(safe(node, 60) for node in view.nodes)}")
     for event in history:
         error = (event.get("error") or {}).get("message", "")
         text = " ".join(

@@ -8,7 +8,7 @@ from labd.errors import TaskFileError
 from labd.spool import Entry, Spool
 from labd.task import SUFFIXES, State, parse_task
 
-_KEYS = {"template", "model", "num_gpus"}
+_KEYS = {"template", "model", "num_gpus", "num_nodes"}
 
 
 class Asked:
@@ -22,7 +22,7 @@ class Asked:
     def keys_of(
         self, campaign: str, pending: Iterable[str], running: Iterable[str]
     ) -> list[Mapping[str, Any]]:
-        """Give ``template``, ``model`` and ``num_gpus`` of a campaign's tasks by their ids; what is gone is left out.
+        """Give ``template``, ``model``, ``num_gpus`` and ``num_nodes`` of a campaign's tasks by their ids; what is gone is left out.
 
         What else was known of the campaign is forgotten.
         """

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from labd.archive import also_of
 from labd.daemon.announcing import kind_of
 from labd.daemon.counts import Counts
 from labd.daemon.demand import demand_of
@@ -51,6 +52,8 @@ class Active:
     """For how long nothing of it may move; 0: for ever."""
     gpus: tuple[int, ...] | None = None
     """The devices that Ray is taken to have given it, where that is known."""
+    also: tuple[str, ...] = ()
+    """Further nodes that give it as much, for its runs; one of them may be gone by now."""
     leaving: str = ""
     why: str = ""
     """More about why it was told to end, for people."""
@@ -96,11 +99,11 @@ class Attempts:
     # --- what holds resources
 
     def running(self) -> list[Running]:
-        """Give what holds resources; an attempt that has ended holds none, also while its end is not on record."""
-        return [
-            Running(a.task_id, a.node_id, a.demand, a.owner, a.gpus)
-            for a in self.active.values()
-            if a.task_id not in self.ended
+        """Give what holds resources, by node; an attempt that has ended holds none, also while its end is not on record."""
+        live = [a for a in self.active.values() if a.task_id not in self.ended]
+        first = [Running(a.task_id, a.node_id, a.demand, a.owner, a.gpus) for a in live]
+        return first + [
+            Running(a.task_id, node_id, a.demand, a.owner) for a in live for node_id in a.also
         ]
 
     def next_deadline_s(self) -> float:
@@ -131,9 +134,9 @@ class Attempts:
             task = parse_task(look.raw, f"pending/{name}")
         except TaskFileError:
             task = None
-        demand = task and demand_of(task.spec)
-        planned = replace(waiting.demand, avoid=frozenset())
-        if task is None or demand != planned or look.entry.mtime_ns != waiting.since_ns:
+        planned = replace(waiting.demand, avoid=frozenset()), waiting.num_nodes
+        wanted = task and (demand_of(task.spec), task.spec.num_nodes)
+        if task is None or wanted != planned or look.entry.mtime_ns != waiting.since_ns:
             intake.forget(name)  # it is not the file that was planned for
             intake.look_at(name)
             return None
@@ -146,7 +149,7 @@ class Attempts:
         active = self._active(
             running_name, look.entry, task, attempt, start.node_id, losses=losses
         )
-        active.gpus = start.gpus
+        active.gpus, active.also = start.gpus, start.also
         if history.last.get("event") == "claimed":
             # It was brought back while nobody looked, or its claim was cut short: say so.
             facts = {"attempt": history.attempt, "moved_to": State.PENDING.value}
@@ -162,6 +165,7 @@ class Attempts:
             uid=look.entry.uid,
             num_cpus=active.demand.num_cpus,
             num_gpus=active.demand.num_gpus,
+            **({"also": list(start.also)} if start.also else {}),
         )
         intake.forget(name)
         if not self._move_claimed(name, active, look.entry, intake):
@@ -290,10 +294,18 @@ class Attempts:
         self, entry: Entry, task: TaskFile, attempt: int, node_id: str, age_s: float
     ) -> None:
         """Take an attempt for ours that the engine has and that an earlier daemon claimed."""
-        losses = self._archive.history(entry.id).count("lost")
-        self.active[entry.id] = self._active(
-            entry.name, entry, task, attempt, node_id, losses=losses, age_s=age_s
+        history = self._archive.history(entry.id)
+        active = self._active(
+            entry.name,
+            entry,
+            task,
+            attempt,
+            node_id,
+            losses=history.count("lost"),
+            age_s=age_s,
         )
+        active.also = also_of(history.last)
+        self.active[entry.id] = active
 
     def let_go(self, active: Active) -> None:
         """Have no more to do with an attempt: its end is on record."""

@@ -2,7 +2,7 @@
 
 import json
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ class Cluster:
     def name_of(self, node_id: str) -> str:
         """Give a node's name as people know it."""
         return next((node.name for node in self.nodes if node.id == node_id), node_id)
+
+    def names_of(self, node_ids: Iterable[str]) -> list[str]:
+        """Give the names of those of some nodes that are still there."""
+        known = {node.id: node.name for node in self.nodes}
+        return [known[node_id] for node_id in node_ids if node_id in known]
 
     def facts(self) -> list[dict[str, Any]]:
         """Give all that is known of the nodes, for readers."""

@@ -207,6 +207,7 @@ class Intake:
             replace(demand_of(spec), avoid=stuck_on),
             str(entry.uid),
             time.monotonic(),
+            spec.num_nodes,
         )
         known = Known(entry.version, waiting, self._sweep_number, spec.after)
         known.not_before_s = spec.not_before.timestamp() if spec.not_before else 0.0

@@ -286,7 +286,12 @@ class Daemon:
             if job is not None:
                 jobs.append(job)
                 facts = {"task_id": job.task_id, "attempt": job.attempt}
-                self._log.info("task.claimed", **facts, node=self._cluster.name_of(start.node_id))
+                self._log.info(
+                    "task.claimed",
+                    **facts,
+                    node=self._cluster.name_of(start.node_id),
+                    also=self._cluster.names_of(start.also) or None,
+                )
         if jobs:
             self._engine.submit_many(jobs)
 
@@ -402,6 +407,7 @@ class Daemon:
                 a.task_id: {
                     "attempt": a.attempt,
                     "node": self._cluster.name_of(a.node_id),
+                    "also": self._cluster.names_of(a.also),
                     "signs": self._overseer.facts(a),
                 }
                 for a in list(self._attempts.active.values())[:_MAX_TOLD]

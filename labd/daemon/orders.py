@@ -75,4 +75,5 @@ def job_for(home: Home, active: Active, task: TaskFile) -> Job:
         literature=settings.literature.facts(home.root) if task.spec.by_llm else {},
         input_roots=[str(path) for path in home.inputs],
         forbidden_roots=[str(path) for path in home.forbidden],
+        also_nodes=list(active.also),
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from labd.archive import JOURNAL, History
+from labd.archive import JOURNAL, History, also_of
 from labd.daemon.attempts import Active, Attempts
 from labd.daemon.endings import error_of, kept
 from labd.daemon.house import House
@@ -89,6 +89,7 @@ class Recovery:
             timeout_s=0.0,
             since_s=now_s - held.age_s,
             max_retries=0,
+            also=also_of(claim),
             leaving="moved",
             told_s=now_s,
         )

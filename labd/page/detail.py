@@ -156,6 +156,7 @@ def _overview(seen: Seen) -> Html:
         ("priority", str(view.priority)),
         ("dropped", ago(view.dropped_at, words)),
         ("attempt", str(view.attempt) if view.attempt else ""),
+        ("nodes", ", ".join(view.nodes)),
         ("took", print_duration(view.took_s) if view.took_s is not None else ""),
         ("tokens", f"{view.tokens:,}" if view.tokens else ""),
     ]

@@ -17,6 +17,10 @@ there at that moment has ended. The node is the one with the least to wait for: 
 CPUs, then fewest tasks. The daemon hands `Plan.reserved` to the next snapshot, and then the task comes before fair
 share as soon as it fits: a node is not emptied in vain.
 
+**Several nodes.** Some tasks can use as much again on other nodes. When all is filled, a task that starts is given there
+what nobody who waits could use at that moment, and nothing of a node that is kept free. So it never waits for that, and
+its start delays nobody's. Which devices it has there nobody can tell: its runs come and go.
+
 **Devices.** Ray puts a fraction of a GPU on the fullest device that can hold it, never on two, and gives whole GPUs
 only from wholly free devices (measured with 2.60: 0.25 six times: four on device 0, two on device 1; 0.6 three times:
 0, 1, 2). `Start.gpus` foretells Ray's choice; a running task that says no devices is taken to have the emptiest to itself,

@@ -49,7 +49,10 @@ class Barred:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A task that could start. `seen_s` is the monotonic time since which it could."""
+    """A task that could start. `seen_s` is the monotonic time since which it could.
+
+    `num_nodes`: on how many nodes it can use what it asks of one; it needs no more than one.
+    """
 
     key: str
     priority: int
@@ -57,11 +60,15 @@ class Waiting:
     demand: Demand
     owner: str = ""
     seen_s: float = 0.0
+    num_nodes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A task that holds resources. `gpus` are its devices on the node, None or empty where nobody knows them."""
+    """A task that holds resources on a node; one that has several is there once for each.
+
+    `gpus` are its devices on the node, None or empty where nobody knows them.
+    """
 
     key: str
     node_id: str
@@ -72,11 +79,15 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start this task on this node, now. `gpus` are the devices that Ray will give it."""
+    """Start this task on this node, now. `gpus` are the devices that Ray will give it.
+
+    `also`: further nodes that have as much for it, until it ends.
+    """
 
     key: str
     node_id: str
     gpus: tuple[int, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 class Backlog:

@@ -20,8 +20,10 @@ class Planner:
         self.kept: dict[str, Waiting] = {}
         self.starts: list[Start] = []
         self.started: dict[str, Running] = {}
+        self.also: list[Running] = []
         self._due_s = snapshot.now_s - snapshot.reserve_after_s
         self._failed: set[Demand] = set()  # rooms only shrink: what failed once fails again
+        self._wide: list[tuple[int, Waiting]] = []  # which of `starts` can use several nodes
 
     def run(self) -> None:
         """Fill the nodes, priority by priority."""
@@ -30,6 +32,9 @@ class Planner:
             self._keep_promises(priority)
             self._keep_for_the_big(priority, smallest[priority])
             self._fill(priority)
+        if len(self.starts) < self.max_starts:  # else there may be room that others come for
+            for index, task in self._wide:
+                self.starts[index] = self._widen(self.starts[index], task)
 
     def wanted(self, task: Waiting) -> Demand:
         """Give what a task asks for now: after the wait of a big request it takes the nodes, too, that it avoided."""
@@ -101,9 +106,25 @@ class Planner:
         room, gpus = place
         room.take(task.demand, gpus)
         self.shares.take(task.owner, task.demand)
+        if task.num_nodes > 1:
+            self._wide.append((len(self.starts), task))
         self.starts.append(Start(task.key, room.node.id, gpus))
         self.started[task.key] = Running(task.key, room.node.id, task.demand, task.owner, gpus)
         return True
+
+    def _widen(self, start: Start, task: Waiting) -> Start:
+        """Give a started task what nobody who waits can use of further nodes; none of those kept free, or that it avoids."""
+        demand, spread = task.demand, self.snapshot.spread
+        barred = {start.node_id, *self.kept, *demand.avoid}
+        rooms = [room for node_id, room in self.rooms.items() if node_id not in barred]
+        places = [(room, gpus) for room in rooms if (gpus := room.fit(demand)) is not None]
+        places.sort(key=lambda place: _preference(place[0], demand, spread=spread))
+        for room, gpus in places[: task.num_nodes - 1]:
+            room.take(demand, gpus)
+            self.shares.take(task.owner, demand)
+            self.also.append(Running(task.key, room.node.id, demand, task.owner))
+            start = replace(start, also=(*start.also, room.node.id))
+        return start
 
     def _place(self, demand: Demand) -> tuple[Room, tuple[int, ...]] | None:
         if demand in self._failed:

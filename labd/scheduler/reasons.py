@@ -27,7 +27,7 @@ class Plan:
         if snapshot.hold:
             self.reserved = dict(snapshot.reserved)
         self._planner, self._snapshot = planner, snapshot
-        self._running = (*snapshot.running, *planner.started.values())
+        self._running = (*snapshot.running, *planner.started.values(), *planner.also)
         self._before: dict[str, Room] | None = None
         self._texts: dict[tuple[int, Demand], str] = {}
 
