@@ -310,6 +310,7 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
                 None,
                 [
                     f"attempt {event['attempt']}" if event.get("attempt") else "",
+                    f"on {1 + len(event['also'])} machines" if event.get("also") else "",
                     event.get("reason", ""),
                     error,
                 ],
