@@ -509,14 +509,16 @@ def test_replies_of_no_use_use_up_the_tokens_too(asking: Any) -> None:
 def test_tokens_that_no_server_counts_are_used_up_too(
     asking: Any, schema: type[Plan] | None
 ) -> None:
-    used = []
+    used, paid = list[tuple[int, int]](), list[int]()
     for _ in range(2):
         with asking("fine", allowance=Allowance(2000), counting=False) as (asker, chat):
             answers = [asker.ask(f"q{n}", "write", parts(), schema=schema) for n in range(80)]
             assert answers[-1].code == "allowance"
-            used.append((asker.allowance.tokens, asker.use()[0].prompt_tokens > 0))
+            used.append((asker.allowance.tokens, asker.use()[0].prompt_tokens))
+            paid.append(len(chat.asked))
     assert used[0] == used[1]
-    assert (used[0][0] >= 2000, chat.asked) == (True, [])
+    assert (used[0][0] >= 2000, used[0][1] > 0) == (True, True)
+    assert (paid[0] > 0, paid[1]) == (True, 0)
 
 
 def test_a_question_that_is_asked_twice_is_paid_for_once(asking: Any) -> None:
