@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from labd.llm.errors import CutShort, ModelError
+from labd.llm.errors import BadReply, CutShort, ModelError
 from labd.llm.model import Cancel, Message, Options, Reply
 from labd.llm.structured import chat_structured
 
@@ -18,10 +18,12 @@ Speaks = Callable[[Sequence[Message], Options], str | ModelError]
 class Spoken:
     """Has `speaks` reply. Any thread may call; `asked` holds the messages of each round, `options` its options.
 
-    Tokens are counted as four bytes each. A reply longer than `num_predict` is cut.
+    Tokens are counted as four bytes each, or not at all where it is not `counting`. A reply longer than `num_predict`
+    is cut.
     """
 
-    def __init__(self, speaks: Speaks | str) -> None:
+    def __init__(self, speaks: Speaks | str, *, counting: bool = True) -> None:
+        self._counting = counting
         self._speaks = speaks if callable(speaks) else lambda _messages, _options: speaks
         self._lock = threading.Lock()
         self.asked: list[Sequence[Message]] = []
@@ -62,9 +64,18 @@ class Spoken:
                 self.options.append(options)
             return self._reply(messages, options)
 
-        if schema is None:
-            return once(messages, options, cancel=cancel)
-        return chat_structured(once, messages, options, schema, cancel=cancel)
+        try:
+            if schema is None:
+                reply = once(messages, options, cancel=cancel)
+            else:
+                reply = chat_structured(once, messages, options, schema, cancel=cancel)
+        except BadReply as error:
+            error.prompt_tokens *= self._counting
+            error.output_tokens *= self._counting
+            raise
+        if self._counting:
+            return reply
+        return replace(reply, prompt_tokens=0, output_tokens=0)
 
     def _reply(self, messages: Sequence[Message], options: Options) -> Reply:
         said = self._speaks(messages, options)

@@ -52,7 +52,7 @@ def asking(tmp_path: Path) -> Callable[..., Any]:
 
     @contextmanager
     def attempt(speaks: Speaks | str, **over: Any) -> Iterator[tuple[Asker, Spoken]]:
-        chat = Spoken(speaks)
+        chat = Spoken(speaks, counting=over.pop("counting", True))
         with Journal(tmp_path / "journal.jsonl") as journal:
             given = {
                 "models": MODELS,
@@ -503,6 +503,22 @@ def test_replies_of_no_use_use_up_the_tokens_too(asking: Any) -> None:
         assert asker.allowance.tokens == sum(
             map(tokens, (m.content for a in chat.asked for m in a))
         ) + (len(chat.asked) * tokens("no JSON"))
+
+
+@pytest.mark.parametrize("schema", [None, Plan], ids=["fine", "of-no-use"])
+def test_tokens_that_no_server_counts_are_used_up_too(
+    asking: Any, schema: type[Plan] | None
+) -> None:
+    used, paid = list[tuple[int, int]](), list[int]()
+    for _ in range(2):
+        with asking("fine", allowance=Allowance(2000), counting=False) as (asker, chat):
+            answers = [asker.ask(f"q{n}", "write", parts(), schema=schema) for n in range(80)]
+            assert answers[-1].code == "allowance"
+            used.append((asker.allowance.tokens, asker.use()[0].prompt_tokens))
+            paid.append(len(chat.asked))
+    assert used[0] == used[1]
+    assert (used[0][0] >= 2000, used[0][1] > 0) == (True, True)
+    assert (paid[0] > 0, paid[1]) == (True, 0)
 
 
 def test_a_question_that_is_asked_twice_is_paid_for_once(asking: Any) -> None:

@@ -78,7 +78,7 @@ FAULTS: dict[str, tuple[type[ModelError], str]] = {
     "nested": (EndpointFailed, "not JSON"),
 }
 LONG = options("m", num_predict=7000, more={"ignore_eos": True})
-FINE = {"fine", "empty", "length", "length-too-long"}
+FINE = {"fine", "counts", "empty", "length", "length-too-long"}
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,13 @@ def test_a_fine_reply_comes_whole_and_an_empty_one_is_a_reply(
         assert chat_with(client) == " word0 word1 word2"
     with client_of(hostile.at("empty")) as client:
         assert chat_with(client) == ""
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_counts_that_can_t_be_are_not_believed_and_cost_no_reply(api: Api) -> None:
+    with HostileServer("counts:1e12") as hostile, client_of(hostile.url, api) as client:
+        reply = client.chat(ask(), options("m"))
+    assert (reply.text, reply.prompt_tokens, reply.output_tokens) == (" word0 word1 word2", 0, 0)
 
 
 def test_a_reply_that_is_done_stands_although_the_connection_then_breaks(

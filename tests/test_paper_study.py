@@ -225,6 +225,20 @@ def test_numbers_of_the_claim_control_and_ablation_are_in_labd_s_tables(results:
         assert part in text, part
 
 
+@pytest.mark.parametrize("name", ["improved", "inconclusive"])
+def test_each_row_of_a_table_has_a_cell_for_each_heading(results: Path, name: str) -> None:
+    study = with_figures(STUDIES[name])
+    hostile = [make_idea(1, title="Wide | `a|b` \\| layers"), *study.ideas[1:]]
+    study = study.model_copy(update={"ideas": hostile})
+    tables = re.findall(
+        r"(?m)(?:^\|.*\n)+", draft_study_paper(study, unwritten(), results).body.text
+    )
+    assert len(tables) >= 3
+    for table in tables:
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(cells) == 1, table
+
+
 def test_a_number_in_a_model_s_own_words_is_not_printed(results: Path) -> None:
     trials = [make_trial(1, None, run=None, status="refused", refused="says 97.5 % in conv2d")]
     study = with_figures(make_study(trials=trials, best_trial=None))

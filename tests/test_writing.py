@@ -323,6 +323,8 @@ def test_reading_a_long_hostile_text_takes_no_time() -> None:
         "<a" * 20_000,
         "_a" * 20_000,
         "*a " * 13_000,
+        "일" * 40_000,
+        "all " * 10_000,
     ):
         prose = read(text)
         check(prose, rules("improved"))

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from labd.llm.budget import TokenRate
@@ -44,6 +44,9 @@ _NUMBERS = (
     re.compile(r"n_prompt_tokens\\*\"\s*:\s*(?P<prompt>\d+).*?n_ctx\\*\"\s*:\s*(?P<window>\d+)"),
     re.compile(r"context length is (?P<window>\d+) tokens.*?(?P<prompt>\d+) (input )?tokens"),
 )
+_MOST_TOKENS_PER_BYTE = 2
+_ROOM = 2**14
+"""Tokens that a server may put around a prompt: its own instructions, and what it thinks unseen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,7 @@ class BaseClient:
     ) -> Reply:
         """Judge a reply that ended well on the wire."""
         options = asked.options
+        counts = _believed(counts, size_bytes + len(draft.text.encode(errors="replace")), options)
         self._check_context(counts, options, size_bytes)
         if counts.done_reason == "length":
             full = 0 < counts.output_tokens < options.num_predict
@@ -327,6 +331,19 @@ def overflow_numbers(said: str) -> tuple[int, int] | None:
         if found is not None:
             return int(found["prompt"]), int(found["window"])
     return None
+
+
+def _believed(counts: Counts, size_bytes: int, options: Options) -> Counts:
+    """Give the counts without those that no prompt and reply of so many bytes can have."""
+    prompt, output = counts.prompt_tokens, counts.output_tokens
+    return replace(
+        counts,
+        prompt_tokens=prompt if prompt <= _MOST_TOKENS_PER_BYTE * size_bytes + _ROOM else 0,
+        # What a model thinks and does not show counts here, too.
+        output_tokens=output
+        if output <= _MOST_TOKENS_PER_BYTE * (size_bytes + options.num_predict) + _ROOM
+        else 0,
+    )
 
 
 def count(mapping: Mapping[str, Any], name: str) -> int:

@@ -46,7 +46,7 @@ class Answer:
         code: the problem in one word, such as ``bad_reply``, ``cut_short``, ``empty``, ``echo``, ``refusal``,
             ``allowance`` (not asked, because tokens or time are used up), ``endpoint_down``.
         model: who was asked.
-        prompt_tokens, output_tokens: as the servers counted them, repairs included.
+        prompt_tokens, output_tokens: as the servers counted them, repairs included; an estimate where one did not.
         dropped: the parts of the prompt that the model did not see whole: which share, from 0 to 1.
 
     """

@@ -188,15 +188,15 @@ class Caller:
             except ContextOverflow as error:
                 if effort.refits < _MAX_REFITS and _learnt(effort, options, model):
                     continue
-                return _failed(effort, error)
+                return _failed(effort, error, model)
             except (BadReply, CutShort, RequestRefused) as error:
                 model.heard()
-                return _failed(effort, error)
+                return _failed(effort, error, model)
             except Stopped as error:
                 return self._stopped(effort, error, model)
             except ModelError as error:
                 if not self._again(effort, error, model):
-                    return _failed(effort, error)
+                    return _failed(effort, error, model)
             else:
                 model.heard()
                 return _judged(effort, reply, model)
@@ -273,7 +273,7 @@ class Caller:
             raise error  # not by us: whoever lends the models has closed
         untaken = EndpointDown("no server took the request")
         model.give_up(untaken)
-        return _failed(effort, untaken)
+        return _failed(effort, untaken, model)
 
     def _again(self, effort: _Effort, error: ModelError, model: _Model) -> bool:
         """Wait before the next try after a server's failure, or say that there is none.
@@ -332,26 +332,33 @@ def _judged(effort: _Effort, reply: Reply, model: _Model) -> Called:
     messages = () if effort.fitted is None else effort.fitted.messages
     if not reply.repairs:  # else the tokens are those of several prompts
         model.rate.learn(effort.prompt_bytes, reply.prompt_tokens)
-    text = without_thoughts(clean(reply.text))
+    text, thinking = without_thoughts(clean(reply.text)), clean(reply.thinking)
     code, problem = ("", "") if reply.value is not None else problem_of(text, messages)
+    said_bytes = size_bytes(reply.text) + size_bytes(thinking)
     return Called(
         text=text,
-        thinking=clean(reply.thinking),
+        thinking=thinking,
         value=reply.value,
         code=code,
         problem=problem,
-        prompt_tokens=reply.prompt_tokens,
-        output_tokens=reply.output_tokens,
+        prompt_tokens=reply.prompt_tokens or _estimated(model, effort.prompt_bytes),
+        output_tokens=reply.output_tokens or _estimated(model, said_bytes),
         provenance=reply.provenance(),
         **_of(effort),
     )
 
 
-def _failed(effort: _Effort, error: ModelError) -> Called:
+def _estimated(model: _Model, text_bytes: int) -> int:
+    """Give the tokens of a text that no server has counted, so that a task without counts ends all the same."""
+    return model.rate.estimate(text_bytes)
+
+
+def _failed(effort: _Effort, error: ModelError, model: _Model) -> Called:
     text, prompt_tokens, output_tokens = "", 0, 0
     if isinstance(error, BadReply | CutShort):
-        text, prompt_tokens = clean(error.text), error.prompt_tokens
-        output_tokens = error.output_tokens
+        text = clean(error.text)
+        prompt_tokens = error.prompt_tokens or _estimated(model, effort.prompt_bytes)
+        output_tokens = error.output_tokens or _estimated(model, size_bytes(text))
     return Called(
         text=text,
         code=error.code,

@@ -149,10 +149,14 @@ def _numbers(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
                 yield from _told_number(plain[start:end])
         elif isinstance(piece, Code):
             plain = plain_form(piece.text)
-            if _has_digit(plain) and plain not in rules.names:
+            if plain not in rules.names and (
+                _has_digit(plain) or words_of.WORDS_IN_CODE.search(plain)
+            ):
                 yield from _told_number(piece.text)
-        elif isinstance(piece, Formula) and _has_digit(plain_form(piece.tex)):
-            yield from _told_number(piece.tex)
+        elif isinstance(piece, Formula):
+            plain = plain_form(piece.tex)
+            if _has_digit(plain) or words_of.NUMBER_WORDS.search(plain):
+                yield from _told_number(piece.tex)
 
 
 def _told_number(text: str) -> Iterator[tuple[Kind, str]]:
@@ -223,6 +227,30 @@ def _references(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
         )
 
 
+def _glued(sentence: Sentence, _rules: Rules) -> Iterator[tuple[Kind, str]]:
+    """Find values of which what stands beside them makes another number: two of them, a point, a minus."""
+    shown = "".join(
+        "\ufffc"
+        if isinstance(piece, Value)
+        else piece.text
+        if isinstance(piece, Words)
+        else "\ufffd"
+        for piece in sentence.pieces
+    )
+    if _GLUED.search(plain_form(shown)):
+        yield (
+            "unit",
+            "a value stands alone, between blanks: no sign, point, letter or other value touches it",
+        )
+
+
+_GLUED = re.compile(
+    r"[^\s(\"'\u201c\u2018\u2013\u2014\uac00-\ud7a3]\ufffc|\ufffc(?:\s?\ufffc|\ufffd)"
+    r"|\b(?:minus|plus|negative|times|point)\s\ufffc|\ufffc(?:[a-z]|[.,/':\u00b7+](?=\w)|\s?(?:times|points?|x)\s\ufffc)",
+    re.IGNORECASE,
+)
+
+
 def _units(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
     for before, after in zip(sentence.pieces, sentence.pieces[1:], strict=False):
         if not isinstance(before, Value) or not isinstance(after, Words):
@@ -272,7 +300,7 @@ _CLAUSES = re.compile(r"[,;:\u2013\u2014]|\s-\s|\b(?:and|but|while|whereas|altho
 
 
 def _claims(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
-    text = words_of.NO_HEDGE.sub(" ", plain_form(sentence.words))
+    text = words_of.NO_HEDGE.sub(" ", plain_form(_spoken(sentence)))
     text = words_of.NO_NEGATION.sub(" ", text)
     facts = [
         rules.facts[piece.key]
@@ -286,6 +314,23 @@ def _claims(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
         for polarity in _polarities(clause, rules, measured=measured)
     )
     yield from dict.fromkeys(problem for problem in problems if problem is not None)
+
+
+def _spoken(sentence: Sentence) -> str:
+    """Give what a reader reads as words, also where it is set as code or a formula."""
+    return "".join(
+        piece.text
+        if isinstance(piece, Words)
+        else f" {re.sub(_COMMAND, ' ', piece.tex)} "
+        if isinstance(piece, Formula)
+        else piece.text
+        if isinstance(piece, Code) and piece.text.isalpha() and piece.text not in {"gain", "gains"}
+        else "\ufffc"
+        for piece in sentence.pieces
+    ).strip()
+
+
+_COMMAND = re.compile(r"\\[A-Za-z]+|[{}]")
 
 
 def _speaks_of_metric(text: str, rules: Rules) -> bool:
@@ -422,6 +467,11 @@ def _markup(sentence: Sentence, _rules: Rules) -> Iterator[tuple[Kind, str]]:
     for piece in sentence.pieces:
         if isinstance(piece, Foreign):
             yield "markup", f'it has {piece.what}: "{printable(piece.text, 60)}"; write plain text'
+        elif isinstance(piece, Code) and _is_prose(piece.text):
+            yield (
+                "markup",
+                f'"{printable(piece.text, 60)}" is no name from the code; write it without backticks',
+            )
         elif isinstance(piece, Words):
             odd = [char for char in piece.text if not (char.isalnum() or char in _SIGNS)]
             odd = [char for char in odd if unicodedata.category(char) not in {"Mn", "Mc"}]
@@ -431,6 +481,12 @@ def _markup(sentence: Sentence, _rules: Rules) -> Iterator[tuple[Kind, str]]:
                     "markup",
                     f'plain text has nothing like "{shown}"; names from code stand in backticks',
                 )
+
+
+def _is_prose(code: str) -> bool:
+    """Say whether words stand side by side in what is set as code, as they do in no program."""
+    pairs = re.findall(r"(?=(?<![^\W\d])([^\W\d_]+)[ -]([^\W\d_]+)(?![^\W\d]))", plain_form(code))
+    return any(not {one, other} & words_of.KEYWORDS for one, other in pairs)
 
 
 def _language(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
@@ -477,6 +533,8 @@ def _whole(block: Block) -> Iterator[Finding]:
 
 def _chatter(sentence: Sentence, rules: Rules) -> Iterator[tuple[Kind, str]]:
     plain = plain_form(sentence.source)
+    if words_of.TO_REVIEWERS.search(plain):
+        yield "chatter", "it tells those who judge the paper what to do; leave it out"
     if words_of.CHATTER.search(plain) or words_of.PLACEHOLDER.search(plain):
         yield "chatter", "it is no sentence of a paper; write the section's text and nothing else"
     same = squeezed(sentence.source)
@@ -490,5 +548,5 @@ def squeezed(text: str) -> str:
 
 
 _RULES: tuple[Callable[[Sentence, Rules], Iterator[tuple[Kind, str]]], ...] = (
-    _numbers, _references, _units, _whose, _claims, _markup, _language, _chatter,
+    _numbers, _references, _units, _glued, _whose, _claims, _markup, _language, _chatter,
 )  # fmt: skip

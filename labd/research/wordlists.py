@@ -4,6 +4,7 @@ A list finds what honest and careless writers write. It can't find every way in 
 deceive could say a thing; what such a text can reach is bounded by what labd itself says beside it.
 """
 
+import keyword
 import re
 
 LANGUAGES = ("en", "ko")
@@ -14,20 +15,36 @@ LANGUAGES = ("en", "ko")
 _UNIT = "three|four|five|six|seven|eight|nine"
 _TEENS = "ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
 _TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
+_PARTS = (
+    "(?:third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|(?:thir|four|fif|six|seven|eigh|nine)teenth"
+    "|(?:twen|thir|for|fif|six|seven|eigh|nine)tieth|hundredth|thousandth|[bmtr]+illionth)"
+)
 NUMBER_WORDS = re.compile(
     rf"(?i)\b(?:zero(?!-)|{_UNIT}|{_TEENS}|{_TENS}|dozens?|hundreds?|thousands?|[bmtr]+illions?|twice|thrice"
-    r"|half|halv(?:es|ed|ing)|quarters?|doubl(?:es?|ed|ing)|tripl(?:es?|ed|ing)|quadrupl\w+|\w+fold"
-    r"|per ?cent(?:age)?s?|(?:one|two|several) (?:times|orders? of magnitude)|orders? of magnitude)\b"
+    r"|half|halv(?:es|ed|ing)|quarters?|doubl(?:es?|ed|ing)|tripl(?:es?|ed|ing)|quadrupl\w+|(?!manifold|scaffold|unfold|blindfold)\w+-?fold"
+    r"|per ?cent(?:age)?s?|(?:one|two|several) (?:times|orders? of magnitude)|orders? of magnitude"
+    # Parts of a whole, and ordinals beyond the third.
+    rf"|(?:an?|one|two)[ -]{_PARTS}(?= of\b| (?:as|more|less|fewer)\b)|(?!third\b){_PARTS}|{_PARTS}s"
+    r"|(?:one|two) (?:in|out of) (?:one|two)|nought|point (?:oh|nought)|tens of)\b"
+    # Roman numerals, but for those that are words of the trade.
+    r"|(?-i:(?<![\w.-])(?!(?:CLI|CI|CC|CV|LC|CL)\b)(?=[IVXLC]{2})C{0,3}(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?![\w-]))"
     # Korean: Sino-Korean and native numerals, each with what is counted.
-    r"|[영일이삼사오육칠팔구십백천만억]+\s*(?:점\s*[영공일이삼사오육칠팔구]+)?\s*(?:퍼센트|프로(?![가-힣])|배(?![가-힣]{2}))"
-    r"|[일이삼사오육칠팔구십백천만억]{2,}\s*(?:개|번|회|명|가지|시간|분|초|단계)(?![가-힣]{2})"
-    r"|[영공]\s*점\s*[영공일이삼사오육칠팔구]+"
-    r"|(?<![가-힣])(?:두|세|네|다섯|여섯|일곱|여덟|아홉|열[가-힣]?|스무|서른|마흔|쉰)\s*배(?![가-힣]{2})"
-    r"|(?<![가-힣])(?:세|네|다섯|여섯|일곱|여덟|아홉|열[가-힣]{0,2}|스무|서른|마흔|쉰)\s*(?:개|번|회|명|가지|차례|시간)"
-    r"|퍼센트|절반"
+    r"|(?<![영일이삼사오육칠팔구십백천만억])[영일이삼사오육칠팔구십백천만억]++\s{0,3}(?:점\s{0,3}[영공일이삼사오육칠팔구]+)?\s{0,3}(?:퍼센트|프로(?![가-힣])|배(?![가-힣]{2}))"
+    r"|(?<![일이삼사오육칠팔구십백천만억])[일이삼사오육칠팔구십백천만억]{2,}+\s{0,3}(?:개|번|회|명|가지|시간|분|초|단계)(?![가-힣]{2})"
+    r"|[영공]\s{0,3}점\s{0,3}[영공일이삼사오육칠팔구]+"
+    r"|(?<![가-힣])(?:두|세|네|다섯|여섯|일곱|여덟|아홉|열[가-힣]?|스무|서른|마흔|쉰)\s{0,3}배(?![가-힣]{2})"
+    r"|(?<![가-힣])(?:세|네|다섯|여섯|일곱|여덟|아홉|열[가-힣]{0,2}|스무|서른|마흔|쉰)\s{0,3}(?:개|번|회|명|가지|차례|시간)"
+    r"|(?<![일이삼사오육칠팔구십백천만])[일이삼사오육칠팔구십백천만]++\s{0,3}분의\s{0,3}[일이삼사오육칠팔구]|퍼센트|절반|갑절"
     # Chinese and Japanese numerals, where two stand together or a unit follows.
     r"|[〇零一二三四五六七八九十百千万億亿][〇零一二三四五六七八九十百千万億亿.・点]+|[一二三四五六七八九十百千万][倍割成%\uff05]"
 )
+
+WORDS_IN_CODE = re.compile(
+    rf"(?i)(?<![a-z])(?:{_TEENS}|{_TENS}|hundreds?|thousands?|[bmtr]+illions?|per ?cent|percentage)(?![a-z])"
+)
+"""Numbers in words that no name in a program has."""
+KEYWORDS = frozenset(keyword.kwlist)
+"""Words that stand beside others in a program."""
 
 # -- claims
 
@@ -43,7 +60,15 @@ POSITIVE = re.compile(
     r"|better|superior\w*|state[- ]of[- ]the[- ]art|sota|significan\w+|gains?|gained|boost\w*|enhanc\w+"
     r"|advantage\w*|breakthrough\w*|remarkabl\w+|substantial\w*|dramatic\w*|impressive\w*|outstanding"
     r"|excellent|success\w*|succeed\w*|effective\w*|benefi(?:t|ts|ted|cial)|superb|optimal\w*|promising"
-    r"|wins?|won|helps?|helped|works? (?:well|best)|worked (?:well|best))\b"
+    r"|wins?|won|helps?|helped|works? (?:well|best)|worked (?:well|best)|perfect(?:ly)?|flawless\w*|faultless\w*"
+    r"|ahead of (?:the |our |all )?(?:baseline|original|unmodified|others?)|pa(?:ys|id) off|crush\w*|leaps?|far behind"
+    r"|(?:errors?|mistakes?) (?:vanish|disappear)\w*|statistically meaningful|more (?:accurate|precise|reliable|robust)"
+    r"|(?<!share of )(?<!fraction of )(?<!proportion of )(?<!number of )(?:all|each|every)\b[^.]{0,60}"
+    r"\b(?:correctly|without (?:an? |any )?(?:mistake|error|fault)s?)"
+    r"|null (?:hypothesis )?(?:is|was|can be|could be|has been) (?:\w+ly )?rejected|reject(?:s|ed|ing)? the null"
+    r"|hypothes[ie]s (?:holds?|held)|hypothes[ie]s (?:is|are|was|were|has been|have been) (?:\w+ly )?"
+    r"(?:supported|confirmed|proven|proved|true|correct|right|borne out)"
+    r"|support(?:s|ed|ing)? (?:the|this|our|that|its) (?:\w+ )?hypothes[ie]s)\b"
     r"|향상|개선|우수|뛰어나|뛰어난|능가|앞서|앞선|앞섰|유의(?:미|하|한)|더\s*(?:좋|나은|나았)|성공|최고|탁월|효과적"
 )
 NEGATIVE = re.compile(
@@ -52,15 +77,19 @@ NEGATIVE = re.compile(
 )
 CLAIMING = re.compile(
     r"(?i)\b(?:achiev\w+|attain\w*|demonstrat\w+|prov(?:es|ed|en)|confirm(?:s|ed)|evidence|validat(?:es|ed)"
-    r"|conclu(?:de|des|ded|sive\w*)|verif(?:y|ies|ied)|show(?:s|n|ed)? that|found that|reveal\w*)\b"
+    r"|conclu(?:de|des|ded|sive\w*)|verif(?:y|ies|ied)|show(?:s|n|ed)? that|found that|reveal\w*"
+    r"|(?:stronger|weaker|faster|slower|quicker|cheaper|fewer(?: \w+)?|less(?: \w+)?) than (?:the |its |what the )?"
+    r"(?:baseline|original|unmodified|reference))\b"
     r"|입증|증명|확인하였|확인했|확인되|달성|보여\s*(?:준|주었|줬)"
 )
 UP = re.compile(
-    r"(?i)\b(?:increas\w+|rais(?:es|ed|ing)|ris(?:es|ing)|rose|grow(?:s|n|ing)?|grew|higher|highest|climb\w*)\b"
+    r"(?i)\b(?:increas\w+|rais(?:es|ed|ing)|ris(?:es|ing)|rose|grow(?:s|n|ing)?|grew|higher|highest|climb\w*"
+    r"|(?:above|beyond) (?:the |what the )?(?:baseline|original))\b"
     r"|증가|상승|높아|높은|높다|높았"
 )
 DOWN = re.compile(
-    r"(?i)\b(?:decreas\w+|reduc\w+|lower\w*|lowest|drop(?:s|ped)?|falls?|fell|declin\w+|shr[aiu]nk\w*)\b"
+    r"(?i)\b(?:decreas\w+|reduc\w+|lower\w*|lowest|drop(?:s|ped)?|falls?|fell|declin\w+|shr[aiu]nk\w*|cuts?"
+    r"|(?:below|beneath) (?:the |what the )?(?:baseline|original))\b"
     r"|감소|하락|낮아|낮은|낮다|낮았|줄어|줄었|줄였"
 )
 NO_NEGATION = re.compile(
@@ -115,9 +144,26 @@ PLACEHOLDER = re.compile(
     r"(?i)\blorem ipsum\b|\b(?:todo|tbd|fixme)\b|\b\w+ here\b[.!]?\Z|\[(?:insert|your|placeholder)[^\]]*\]|\.\.\.\s*\Z"
 )
 UNCITED = re.compile(
-    r"(?i)\bet al\b|\b(?:prior|previous|recent|earlier|existing) (?:work|works|studies|study|research|literature)"
-    r" (?:has|have|show\w*|demonstrat\w*|found|suggest\w*|report\w*|indicat\w*)"
+    r"(?i)\bet al\b|\b(?:prior|previous|recent|earlier|existing|other|related|seminal) (?:work|works|studies|study|research"
+    r"|literature|papers?) (?:has|have|show\w*|demonstrat\w*|found|finds?|suggest\w*|report\w*|indicat\w*|by|of|on|in|used|uses?)\b"
+    r"|\barxiv\b|\b(?:in|from) (?:the|this) literature\b"
+    r"|(?<!the )\b(?:researchers|scholars|scientists|others) (?:(?:at|from) (?-i:[A-Z])"
+    r"|(?:have |had |has )?(?:found|shown?|showed|reported|proposed|suggested|observed|argued)\b)"
+    r"|\b(?:his|her|their|whose|an? (?:famous|classic|seminal|earlier|well-known)) (?:\w+ )?"
+    r"(?:papers?|study|studies|thesis|article|book)\b"
+    r"|\b(?:papers?|study|studies|article|book|thesis|survey|work|works) (?:by|of|from) (?-i:[A-Z])[^\W\d_]"
+    r"|(?-i:\b[A-Z][^\W\d_]+ and [A-Z][^\W\d_]+ (?:say|show|propose|introduce|report|find|found|argue|describe|suggest)\w*)"
+    r"|(?-i:\b[A-Z][^\W\d_]+(?:'s|\u2019s) (?:group|paper|study|team|lab)\b)"
 )
+"""Works and people that are spoken of without a key."""
+TO_REVIEWERS = re.compile(
+    r"(?i)\b(?:dear|as an?|note to|to the|the|all|every|any) (?:reviewers?|referees?|area chairs?|graders?)\b.{0,80}"
+    r"\b(?:please|should|must|shall|ought|have to|has to|give|gives|accept|award|rate|score|grade|recommend)\b"
+    r"|\b(?:please |you (?:should|must) )(?:accept|give|rate|score|award)\b.{0,40}\b(?:paper|score|grade|rating|marks?|work)\b"
+    r"|\b(?:ignore|disregard|forget)\b.{0,30}\b(?:instructions?|prompts?|rules|guidelines|tables?|limitations)\b"
+    r"|심사자|심사위원|리뷰어|지시(?:사항)?(?:을|를)?\s*무시"
+)
+"""What a text says to those who are to judge it; no sentence of a paper does."""
 FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",

@@ -85,11 +85,12 @@ class Exchange:
         )
         return self.event({"model": "m", **part, "done": False})
 
-    def last(self, reason: str = "stop") -> bytes:
-        """Give the end of the reply."""
+    def last(self, reason: str = "stop", counts: tuple[int, int] = (5, 3)) -> bytes:
+        """Give the end of the reply, with the tokens of prompt and reply."""
+        prompt, output = counts
         if self.openai:
             end = {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
-            usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+            usage = {"prompt_tokens": prompt, "completion_tokens": output}
             return (
                 self.event(end) + self.event({"choices": [], "usage": usage}) + b"data: [DONE]\n\n"
             )
@@ -98,8 +99,8 @@ class Exchange:
             if "generate" in self.path
             else {"message": {"role": "assistant", "content": ""}}
         )
-        counts = {"prompt_eval_count": 5, "eval_count": 3, "total_duration": 10**6}
-        return self.event({"model": "m", **part, "done": True, "done_reason": reason, **counts})
+        said = {"prompt_eval_count": prompt, "eval_count": output, "total_duration": 10**6}
+        return self.event({"model": "m", **part, "done": True, "done_reason": reason, **said})
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Do nothing, until the time is over.
@@ -134,6 +135,13 @@ def _fine(exchange: Exchange, number: float) -> None:
     """Answer NUMBER words, well."""
     _words(exchange, number)
     exchange.finish()
+
+
+def _counts(exchange: Exchange, number: float) -> None:
+    """Answer some words, and claim NUMBER tokens of prompt and reply each."""
+    _words(exchange, 3)
+    exchange.chunk(exchange.last(counts=(int(number), int(number))))
+    exchange.chunk(b"")
 
 
 def _hang(exchange: Exchange, _: float) -> None:
@@ -328,6 +336,7 @@ def _nested(exchange: Exchange, number: float) -> None:
 _Act = Callable[[Exchange, float], None]
 BEHAVIOURS: Mapping[str, tuple[_Act, float]] = {
     "fine": (_fine, 3),
+    "counts": (_counts, 1e12),
     "hang-before-headers": (_hang, 0),
     "hang-in-headers": (_hang_in_headers, 0),
     "hang-after-tokens": (_hang_after, 3),
