@@ -4,7 +4,6 @@
 `result.json` says how it ended; the worker writes it, or the daemon where no worker could.
 """
 
-import json
 import math
 import os
 import stat
@@ -15,7 +14,7 @@ from typing import Any
 
 from labd.clock import from_iso, to_iso, utc_now
 from labd.errors import JournalError, StorageError
-from labd.files import JsonLines, Unsynced, read_json_lines, write_json
+from labd.files import JsonLines, Unsynced, read_json_lines, read_json_object, write_json
 from labd.task import State
 
 EVENTS = "events.jsonl"
@@ -90,14 +89,6 @@ class History:
         nodes = {e["attempt"]: str(e["node"]) for e in asked if e["event"] == "claimed"}
         lost = (e for e in asked if (e["event"], e.get("code")) == ("lost", "stuck"))
         return frozenset(nodes[e["attempt"]] for e in lost if e["attempt"] in nodes)
-
-    @property
-    def first_claimed_s(self) -> float | None:
-        """When the task was first claimed, in seconds since the epoch."""
-        return next(
-            (from_iso(str(e["at"])).timestamp() for e in self.events if e["event"] == "claimed"),
-            None,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,10 +265,9 @@ class Archive:
             )  # a pipe there would be waited for, a link would tell of another task
             if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_RESULT_BYTES:
                 return None
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        except OSError:
             return None
-        return value if isinstance(value, dict) else None
+        return read_json_object(path)
 
     def write_result(self, task_id: str, value: Mapping[str, Any]) -> None:
         """Write `result.json` whole.

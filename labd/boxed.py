@@ -18,7 +18,7 @@ from labd.limits import TaskLimits, settled
 from labd.log import Logger
 from labd.sandbox import Ending, Limits, Sandbox, SandboxConfig, SandboxResult
 from labd.settings import SandboxSettings
-from labd.text import printable
+from labd.text import print_size, printable
 
 EXIT_LIMIT = 124
 """Of a run that was ended for a limit, as timeout(1) has it."""
@@ -83,15 +83,15 @@ def describe(limits: Limits, sandbox: Sandbox) -> str:
     """Give the limits on a few lines, each with who holds it."""
     missing = {gap.name for gap in sandbox.gaps()}
     kernel = "looked at ten times a second" if "cgroup" in missing else "by the kernel"
-    of_all = f"memory {_size(limits.memory_bytes)} for all processes together ({kernel})"
+    of_all = f"memory {print_size(limits.memory_bytes)} for all processes together ({kernel})"
     parts = [
         f"time {print_duration(limits.wall_s)}",
         of_all,
         f"{limits.processes} processes (by the kernel)",
-        f"one file {_size(limits.file_bytes)} (by the kernel)",
-        f"shared memory {_size(limits.shm_bytes)}, /tmp and HOME {_size(limits.tmp_bytes)} (by the kernel)",
-        f"disk {_size(limits.disk_bytes)} and {limits.files} files (looked at ten times a second)",
-        f"output {_size(limits.output_bytes)} kept, ended at four times that",
+        f"one file {print_size(limits.file_bytes)} (by the kernel)",
+        f"shared memory {print_size(limits.shm_bytes)}, /tmp and HOME {print_size(limits.tmp_bytes)} (by the kernel)",
+        f"disk {print_size(limits.disk_bytes)} and {limits.files} files (looked at ten times a second)",
+        f"output {print_size(limits.output_bytes)} kept, ended at four times that",
     ]
     if limits.cpus is not None:
         parts.append(f"{limits.cpus:g} CPUs at once (by the kernel)")
@@ -144,10 +144,6 @@ def _tamed(chunk: bytes) -> bytes:
     """Give output that can't drive a terminal: what it would take as an order is shown as an escape."""
     text = chunk.decode(errors="replace")
     return _CONTROL.sub(lambda found: printable(found[0]), text).encode()
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:g} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:g} MiB"
 
 
 def _say(text: str) -> None:

@@ -254,6 +254,33 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
+def json_objects(raw: bytes) -> Iterator[dict[str, Any]]:
+    """Give the JSON objects among lines that may be cut, or be anything; what is none is left out."""
+    for line in raw.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """Give the object that a JSON file of labd's own holds, or ``None`` if there is none that can be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_tail(path: Path, most_bytes: int) -> bytes:
+    """Give the end of a file; raises `OSError` if it can't be read."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most_bytes))
+        return file.read(most_bytes)
+
+
 def _cut_torn_line(fd: int) -> None:
     size = os.fstat(fd).st_size
     end = size

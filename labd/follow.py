@@ -7,6 +7,7 @@ from typing import Any
 
 from labd.archive import LOG, OUTPUT
 from labd.errors import NotFound
+from labd.files import json_objects
 from labd.lab import Lab
 from labd.published import opened
 from labd.text import printable
@@ -89,13 +90,7 @@ def _output_lines(raw: bytes) -> Iterator[str]:
 
 
 def _step_lines(raw: bytes) -> Iterator[str]:
-    for line in raw.splitlines():
-        try:
-            step = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(step, dict):
-            yield _step(step)
+    yield from map(_step, json_objects(raw))
 
 
 def _step(line: dict[str, Any]) -> str:

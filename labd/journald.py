@@ -21,11 +21,11 @@ _NO_FIELD_CHARACTER = re.compile(r"[^A-Z0-9_]")
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
-def is_stderr(environment: Mapping[str, str], fd: int = 2) -> bool:
-    """Say whether what is written to the descriptor goes to the journal: systemd names its device and inode."""
+def is_stderr(environment: Mapping[str, str]) -> bool:
+    """Say whether what is written to stderr goes to the journal: systemd names its device and inode."""
     device, _, inode = environment.get("JOURNAL_STREAM", "").partition(":")
     try:
-        facts = os.fstat(fd)
+        facts = os.fstat(2)
         return (int(device), int(inode)) == (facts.st_dev, facts.st_ino)
     except (ValueError, OSError):
         return False

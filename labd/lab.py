@@ -41,7 +41,7 @@ from labd.errors import (
     StorageError,
     TaskFileError,
 )
-from labd.files import write_json
+from labd.files import json_objects, read_json_object, read_tail, write_json
 from labd.packing import archived
 from labd.priority import with_priority
 from labd.settings import Home
@@ -262,12 +262,9 @@ class Lab:
     def stored(self, task_id_: str) -> dict[str, Any]:
         """Give what retention did to a task's results: ``compressed``, names of directories, and ``pruned``, or ``None``."""
         directory = self._archive.directory(task_id_)
-        pruned: Any = None
-        with suppress(OSError, ValueError), (directory / PRUNED).open("rb") as file:
-            pruned = json.loads(file.read(_TAIL_BYTES))
         return {
             "compressed": archived(directory),
-            "pruned": pruned if isinstance(pruned, dict) else None,
+            "pruned": read_json_object(directory / PRUNED),
         }
 
     def results_dir(self, task_id_: str) -> Path:
@@ -284,30 +281,24 @@ class Lab:
         except FileNotFoundError:
             return [], offset
         whole = raw[: raw.rfind(b"\n") + 1]
-        return list(_objects(whole)), offset + len(whole)
+        return list(json_objects(whole)), offset + len(whole)
 
     def progress(self, task_id_: str) -> Progress | None:
         """Give how far the task's work is, by the end of its log."""
-        path = self._archive.directory(task_id_) / LOG
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, size - _TAIL_BYTES))
-                raw = file.read(_TAIL_BYTES)
+            raw = read_tail(self._archive.directory(task_id_) / LOG, _TAIL_BYTES)
         except OSError:
             return None
-        lines = [line for line in _objects(raw) if line.get("event") == "stage.progress"]
+        lines = [line for line in json_objects(raw) if line.get("event") == "stage.progress"]
         return progress_of(lines[-1]) if lines else None
 
     def steps(self, task_id_: str) -> list[dict[str, Any]]:
         """Give the steps of a task's journal, of a long one the last 16 MiB."""
         try:
-            with (self._archive.directory(task_id_) / JOURNAL).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, size - _MAX_JOURNAL_BYTES))
-                return list(_objects(file.read(_MAX_JOURNAL_BYTES)))
+            raw = read_tail(self._archive.directory(task_id_) / JOURNAL, _MAX_JOURNAL_BYTES)
         except OSError:
             return []
+        return list(json_objects(raw))
 
     @property
     def paused(self) -> bool:
@@ -319,10 +310,8 @@ class Lab:
         lines: list[dict[str, Any]] = []
         path = self.home.daemon_log
         for one in (path.with_suffix(".old"), path):
-            with suppress(OSError), one.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                file.seek(max(0, size - _MAX_LOG_BYTES))
-                lines += _objects(file.read(_MAX_LOG_BYTES))
+            with suppress(OSError):
+                lines += json_objects(read_tail(one, _MAX_LOG_BYTES))
         return lines
 
     def output(self, task_id_: str, offset: int = 0) -> tuple[bytes, int] | None:
@@ -729,13 +718,3 @@ def progress_of(line: dict[str, Any]) -> Progress:
         int(line.get("total", 0)),
         printable(str(line.get("detail", "")), 120),
     )
-
-
-def _objects(raw: bytes) -> Iterator[dict[str, Any]]:
-    for line in raw.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value

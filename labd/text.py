@@ -32,3 +32,12 @@ def head_and_tail(text: str, limit: int) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n… {len(text) - 2 * half} characters cut …\n{text[-half:]}"
+
+
+def print_size(size_bytes: float) -> str:
+    """Print a size for people: ``512 B``, ``208 KiB``, ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.1f}".removesuffix(".0") + f" {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f}".removesuffix(".0") + " TiB"

@@ -102,9 +102,7 @@ def make_idea(number: int, **over: Any) -> Idea:
 
 def judged(one: list[Run], two: list[Run], comparisons: int = 6) -> Claim:
     """Compare two arms as a task does."""
-    return compare(
-        values(one), values(two), better="higher", planned=10, comparisons=comparisons, alpha=0.05
-    )
+    return compare(values(one), values(two), better="higher", planned=10, comparisons=comparisons)
 
 
 def make_control() -> Control:
@@ -185,13 +183,13 @@ def studies() -> dict[str, Study]:
         "worse": ended(judged(base, low), confirm_best=low),
         "no_trial_better": ended(
             no_candidate(
-                values(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=6, alpha=0.05
+                values(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=6
             ),
             **nothing,
         ),
         "nothing_ran": ended(
             no_candidate(
-                values(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=1, alpha=0.05
+                values(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=1
             ),
             trials=[],
             ideas=[make_idea(1, source="fallback")],
@@ -199,7 +197,7 @@ def studies() -> dict[str, Study]:
             **nothing,
         ),
         "inconclusive": ended(
-            no_candidate([], verdict=Verdict.INCONCLUSIVE, reason="No run succeeded.", comparisons=6, alpha=0.05),
+            no_candidate([], verdict=Verdict.INCONCLUSIVE, reason="No run succeeded.", comparisons=6),
             confirm_baseline=[],
             models=[],
             **nothing,

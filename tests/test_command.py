@@ -443,7 +443,7 @@ def test_files_without_end_are_ended(lab: Lab) -> None:
         "for n in 1 2 3 4; do dd if=/dev/zero of=$n bs=1M count=4; done; sleep 30",
         sandbox={**SANDBOX, "disk_bytes": 8 * MIB},
     )
-    assert "for writing more than 8.0 MiB" in failed(outcome, "disk_limit")
+    assert "for writing more than 8 MiB" in failed(outcome, "disk_limit")
 
 
 @pytest.mark.sandbox

@@ -2,6 +2,7 @@
 
 import subprocess
 import textwrap
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from labd.research.blocks import Unusable, parse_edits, plan_of
-from labd.research.edits import MAX_FILE_BYTES, check, revise
+from labd.research.edits import MAX_FILE_BYTES, apply, check
 from labd.research.hunks import count_lines, hunks, patch, without_hunk
 from labd.research.syntax import problem_of
 from labd.template import Template, load_template
@@ -40,6 +41,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
     directory = make_template(root, experiment=PARABOLA % 0, editable=["model.py"])
     (directory / "model.py").write_text(MODEL)
     return load_template("tiny", roots=[root])
+
+
+def revise(template: Template, files: Mapping[str, str], reply: str) -> dict[str, str]:
+    """Give the files after what a reply asks for, as a trial does."""
+    new = apply(template, files, parse_edits(reply, template.files_sha256))
+    if problem := check(template, files, new):
+        raise Unusable(problem)
+    return new
 
 
 def revised(template: Template, reply: str) -> str:

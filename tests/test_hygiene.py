@@ -148,7 +148,7 @@ def test_prune_by_hand_shows_first_and_then_does_it(tmp_path: Path) -> None:
     results = add(home, "t")
     asked = ("prune", "--older-than", "1ms", "--state", "done")
     dry = labd(home.root, *asked, "--dry-run")
-    assert dry.stdout.startswith("prune t (done, 208.0 KiB): ended ")
+    assert dry.stdout.startswith("prune t (done, 208 KiB): ended ")
     assert "nothing was touched" in dry.stderr
     assert (results / "runs").is_dir()
     packed = labd(home.root, *asked, "--compress")

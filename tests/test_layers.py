@@ -45,7 +45,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "retention": FILES | {"task", "settings", "spool", "archive", "packing"},
     "engine": {"errors", "text", "log", "llm", "worker", "shipping", "machine"},
     "nvml": set(),
-    "campaigns": FILES | {"task", "nvml", "scheduler"},
+    "campaigns": FILES | {"task", "scheduler"},
     "hooks": FILES | {"apikey", "llm", "log", "settings"},
     "daemon": FILES
     | {
@@ -90,7 +90,7 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "boxed": GROUND | {"limits", "log", "settings", "sandbox", "command"},
     "tryout": GROUND | {"settings", "sandbox", "template", "research"},
-    "follow": GROUND | {"lab", "archive", "published"},
+    "follow": GROUND | {"files", "lab", "archive", "published"},
     "watch": GROUND | {"lab", "task", "follow"},
     "cli": GROUND
     | {

@@ -7,18 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bibtexparser.entrypoint import parse_string
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labd.literature.citations import reference_line, to_bibtex, to_csl_json
 from labd.literature.library import read_bibtex, read_json_lines
 from labd.literature.model import Found, Options
 from labd.literature.novelty import judge_novelty
 from labd.literature.paper import Paper, clean, clean_arxiv_id, clean_doi, make_paper, unite
 from labd.literature.ranking import Index, similarities
 from labd.literature.search import Literature
-from labd.research.pandoc import Limits, read_markdown, run_pandoc
 from labd.settings import Home, LiteratureSettings, load_home
 
 TODAY = date(2026, 11, 26)
@@ -446,80 +443,6 @@ def test_similarity_is_a_share_and_whole_for_a_text_itself(texts: list[str]) -> 
     values = similarities(texts[0], texts)
     assert all(0.0 <= value <= 1.0 for value in values)
     assert values[0] == pytest.approx(1.0) or values[0] == 0.0
-
-
-# -- citations
-
-
-def test_bibtex_and_csl_say_the_same_to_pandoc() -> None:
-    papers = unite(
-        (),
-        [
-            paper(HOSTILE, authors=["Müller, Jörg", "Barnes and Noble", "Ada King Lovelace"], venue=HOSTILE),
-            paper("한국어 제목의 논문입니다", authors=["김철수"], arxiv_id="1904.01509", year=None),
-            paper("Of _DOIs_ & such", doi="10.1000/a_b%c#d", url="http://x.org/~y_z"),
-        ],
-    )  # fmt: skip
-    bibtex = run_pandoc(["--from", "bibtex", "--to", "csljson"], to_bibtex(papers), 60)
-    by_bibtex = {item["id"]: item for item in json.loads(bibtex)}
-    for item in to_csl_json(papers):
-        twin = by_bibtex[item["id"]]
-        assert _unmarked(twin["title"]) == item["title"]
-        assert twin["author"] == item["author"]
-        for name in ("container-title", "DOI", "URL", "issued"):
-            assert _unmarked(twin.get(name)) == item.get(name), name
-
-
-def _unmarked(value: Any) -> Any:
-    """Give a text without the mark that keeps capitals; LaTeX prints a backquote as a quote."""
-    if not isinstance(value, str):
-        return value
-    return value.replace('<span class="nocase">', "").replace("</span>", "").replace("\u2018", "`")
-
-
-def test_bibtex_holds_one_entry_for_each_paper_whatever_they_are_called() -> None:
-    titles = [
-        "a}}, note={x",
-        "@article{b, title={c}}",
-        "\\input{/etc/passwd}",
-        "%",
-        "{",
-        '"',
-        HOSTILE,
-    ]
-    papers = unite((), [paper(title, authors=[title], venue=title) for title in titles])
-    read = parse_string(to_bibtex(papers))
-    assert [entry.key for entry in read.entries] == [one.key for one in papers]
-    assert not read.failed_blocks
-    assert {field.key for entry in read.entries for field in entry.fields} <= {
-        *("title", "author", "year", "journal"),
-    }
-
-
-@pytest.mark.parametrize(
-    "text",
-    [HOSTILE, "1. one", "- dash", "(a) list", "A.  two", "# head", ": definition", "> quote", "    code", "| a | b |",
-     "www.example.org https://example.org", "![x](http://y/z.png)", "a  \nb", "---", "*a* _b_ ~c~ ^d^ $e$", "#. x", "@key"],
-)  # fmt: skip
-def test_a_line_of_references_shows_its_text_literally(text: str) -> None:
-    for one in (paper(text, authors=[text], venue=text), paper(text, authors=[])):
-        line = reference_line(one)
-        assert "\n" not in line
-        blocks, warnings = read_markdown(line, Limits())
-        assert warnings == []
-        assert [block["t"] for block in blocks] == ["Para"]
-        assert {part["t"] for part in blocks[0]["c"]} <= {"Str", "Space"}
-        shown = "".join(part["c"] if part["t"] == "Str" else " " for part in blocks[0]["c"])
-        assert clean(text, 500).rstrip(".") in shown
-
-
-def test_a_line_of_references_names_people_year_title_and_place() -> None:
-    authors = ["Lovelace, Ada", *(f"Author {number}" for number in range(9))]
-    line = reference_line(paper(authors=authors, venue="A Journal", doi="10.1000/a"))
-    assert line == (
-        "Ada Lovelace, Author 0, Author 1, Author 2, Author 3, Author 4, and others (2019). "
-        "Sparse attention for long sequences. A Journal. doi:10.1000/a"
-    )
 
 
 # -- settings

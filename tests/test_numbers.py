@@ -12,10 +12,10 @@ from labd.research.numbers import (
     MAX_TEMPLATE_CHARS,
     Reference,
     fill,
-    untraced,
 )
 from labd.research.pandoc import Limits, read_markdown
 from labd.research.printing import escape_markdown, show_number
+from tests.typed import untraced
 
 CONTEXT: dict[str, Any] = {
     "best": {"accuracy": {"mean": 0.97312, "n": 10}, "p": 0.0001, "difference": -0.01234},
@@ -358,8 +358,3 @@ def test_digits_in_prose_are_found_with_their_line() -> None:
 )
 def test_code_names_and_references_are_no_typed_numbers(template: str) -> None:
     assert untraced(template) == []
-
-
-def test_a_broken_template_has_no_prose_to_look_at() -> None:
-    with pytest.raises(ResearchError):
-        untraced("{{ 'a }}")

@@ -10,7 +10,6 @@ import pytest
 
 from labd.errors import ResearchError
 from labd.research import paper as paper_module
-from labd.research.numbers import untraced
 from labd.research.paper import NUMBERS_FILE, draft_paper, write_paper
 from labd.research.record import Importance, ResearchRecord
 from labd.template import Metric
@@ -27,6 +26,7 @@ from tests.records import (
     verdict_records,
 )
 from tests.test_render import assert_inert, pdf_text
+from tests.typed import untraced
 
 RECORDS = verdict_records()
 LAYOUT = Path(paper_module.__file__).with_name("layout")

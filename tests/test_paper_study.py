@@ -12,8 +12,8 @@ import pytest
 from labd.journal import Journal
 from labd.research import paper as paper_module
 from labd.research.facts import fact_context
-from labd.research.numbers import untraced
 from labd.research.paper import NUMBERS_FILE
+from labd.research.paper_briefing import SECTION_ORDERS
 from labd.research.paper_study import (
     CHANGE_FILE,
     STRUCK_FILE,
@@ -32,12 +32,13 @@ from labd.research.plots_study import (
 )
 from labd.research.render import Rendered
 from labd.research.study import NoveltyCheck, Study
-from labd.research.writing import Draft, names_with_digits, unwritten, write_sections
+from labd.research.writing import Draft, Section, names_with_digits, write_sections
 from tests.chats import Spoken
 from tests.records import make_provenance
 from tests.studies import HUNK, REFERENCES, make_idea, make_study, make_trial, studies
 from tests.test_paper import look_up
 from tests.test_render import assert_inert, pdf_text
+from tests.typed import untraced
 from tests.writers import BEHAVIOURS, GOOD, KOREAN, TITLE, Speaks, good, make_asker, says
 
 LAYOUT = Path(paper_module.__file__).with_name("layout")
@@ -50,6 +51,12 @@ OUTCOMES = {
     "nothing_ran": ("no improvement found", "No improvement was found: no trial was selected"),
     "inconclusive": ("an inconclusive study", "Inconclusive: No run succeeded."),
 }
+
+
+UNWRITTEN = Draft(
+    "", {name: Section(name, problem="no model was asked") for name in SECTION_ORDERS}
+)
+"""The draft of a paper in which labd has to write everything itself."""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +120,7 @@ def test_without_a_word_of_a_model_there_is_a_paper_that_states_the_outcome(
     results: Path, name: str
 ) -> None:
     study = with_figures(STUDIES[name])
-    rendered = set_study_paper(study, unwritten(), results)
+    rendered = set_study_paper(study, UNWRITTEN, results)
     assert rendered.warnings == ()
     text = " ".join(pdf_text(rendered.pdf).split())
     in_title, in_abstract = OUTCOMES[name]
@@ -196,7 +203,7 @@ def test_what_a_fetched_work_says_of_itself_is_shown_as_text(results: Path) -> N
 
 def test_a_work_that_nobody_cites_is_not_listed(results: Path) -> None:
     study = with_figures(make_study())
-    text = plain(draft_study_paper(study, unwritten(), results))
+    text = plain(draft_study_paper(study, UNWRITTEN, results))
     assert "## References" not in text
     assert "A search of the literature gave 3 works." in text
 
@@ -242,7 +249,7 @@ def test_each_row_of_a_table_has_a_cell_for_each_heading(results: Path, name: st
 def test_a_number_in_a_model_s_own_words_is_not_printed(results: Path) -> None:
     trials = [make_trial(1, None, run=None, status="refused", refused="says 97.5 % in conv2d")]
     study = with_figures(make_study(trials=trials, best_trial=None))
-    text = plain(draft_study_paper(study, unwritten(), results))
+    text = plain(draft_study_paper(study, UNWRITTEN, results))
     assert "| `idea-3` | Reaches [number] % at once |" in text
     assert "| `idea-2` | Dropout with L2 |" in text
     assert "says [number] % in" in text
@@ -268,7 +275,7 @@ def test_novelty_is_told_as_it_was_checked(
     results: Path, novelty: NoveltyCheck, said: str
 ) -> None:
     study = with_figures(make_study(ideas=[make_idea(1, novelty=novelty), make_idea(2)]))
-    text = plain(draft_study_paper(study, unwritten(), results))
+    text = plain(draft_study_paper(study, UNWRITTEN, results))
     assert said in text
     assert ("[1] *A work of which little is known*." in text) == (
         novelty.status == "close_work_found"
@@ -343,9 +350,9 @@ def test_a_diff_of_any_size_and_content_does_not_get_out_of_its_block(results: P
     path = results / CHANGE_FILE
     path.write_bytes(b"```\n\n# Heading\n{{ best_mean }} [[results]] \xff\x00\n" * 50_000)
     study = with_figures(make_study())
-    paper = draft_study_paper(study, unwritten(), results)
+    paper = draft_study_paper(study, UNWRITTEN, results)
     assert "characters cut" in paper.body.text
-    rendered = set_study_paper(study, unwritten(), results)
+    rendered = set_study_paper(study, UNWRITTEN, results)
     assert "<h2" in rendered.html.read_text()
     assert not re.search(r"<h\d[^>]*>Heading", rendered.html.read_text())
 
@@ -360,7 +367,7 @@ def test_names_from_outside_stay_text(results: Path) -> None:
         provenance=make_provenance(platform=nasty, packages={nasty: nasty}),
         references=[*REFERENCES, {"key": nasty, "title": None, "authors": "One", "year": "x"}, {}],
     )
-    rendered = set_study_paper(with_figures(study), unwritten(), results)
+    rendered = set_study_paper(with_figures(study), UNWRITTEN, results)
     assert_inert(rendered)
 
 
@@ -411,7 +418,7 @@ def test_a_long_chain_of_trials_is_drawn_and_too_many_are_not() -> None:
 
 def test_a_template_without_a_test_split_or_seeds_is_told_as_that(results: Path) -> None:
     study = with_figures(make_study(has_splits=False, has_seeds=False))
-    paper = draft_study_paper(study, unwritten(), results)
+    paper = draft_study_paper(study, UNWRITTEN, results)
     for text in (paper.abstract.text, paper.body.text):
         assert "fresh seeds" not in text
         assert "no part in the selection" not in text
@@ -426,8 +433,6 @@ def test_a_control_that_found_nothing_was_not_confirmed(results: Path) -> None:
     study = make_study()
     assert study.control is not None
     none = study.control.model_copy(update={"confirm": []})
-    text = draft_study_paper(
-        with_figures(make_study(control=none)), unwritten(), results
-    ).body.text
+    text = draft_study_paper(with_figures(make_study(control=none)), UNWRITTEN, results).body.text
     assert "Its best setting was confirmed" not in text
     assert "the baseline stands for it" in text

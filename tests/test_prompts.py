@@ -170,7 +170,6 @@ class Place:
         task_id: str = "x",
         timeout_s: float = 600.0,
         silence_s: float = 300.0,
-        cancelled: threading.Event | None = None,
         default_model: str = "",
         **keys: Any,
     ) -> Report:
@@ -188,7 +187,6 @@ class Place:
                 patience=patience,
                 progress=lambda *told: self.told.append(told),
                 log=log,
-                cancelled=cancelled,
             )
 
     def lines(self, name: str = "output.jsonl", task_id: str = "x") -> list[dict[str, Any]]:
@@ -667,12 +665,12 @@ def test_policy_ends_a_silence_only_after_several_failures_and_no_answer_between
 
 def test_a_timeout_leaves_what_there_is_and_a_retry_goes_on(place: Place) -> None:
     place.write(*(f"p{number}" for number in range(8)))
-    held = threading.Event()
+    held = Held(slots=2)
 
     class Half(Local):
         def chat(self, messages: Sequence[Message], options: Options, **rest: Any) -> Reply:
             if messages[-1].content in {"p5", "p6", "p7"}:
-                return Held().chat(messages, options, **rest)
+                return held.chat(messages, options, **rest)
             return super().chat(messages, options, **rest)
 
     report = place.run(Half(), timeout_s=1.0)
@@ -682,25 +680,12 @@ def test_a_timeout_leaves_what_there_is_and_a_retry_goes_on(place: Place) -> Non
         "5 of 8 prompts are answered; `labd retry x` goes on with the rest"
     )
     assert len(place.lines()) == 5
-    held.set()
     chat = Local()
     report = place.run(chat)
     assert report.error is None
     assert set(chat.asked) == {"p5", "p6", "p7"}
     assert report.summary.startswith("8 of 8 prompts answered, 5 of them before this attempt; ")
     assert [line["text"] for line in place.lines()] == [f"re: p{number}" for number in range(8)]
-
-
-def test_a_cancelled_attempt_ends_at_once_with_what_there_is(place: Place) -> None:
-    place.write(*(f"p{number}" for number in range(50)))
-    cancelled, chat, reports = threading.Event(), Held(), list[Report]()
-    thread = threading.Thread(target=lambda: reports.append(place.run(chat, cancelled=cancelled)))
-    thread.start()
-    wait_until(lambda: chat.begun > 4)
-    cancelled.set()
-    thread.join(DEAD_AFTER_S)
-    assert code(reports[0]) == "cancelled"
-    assert (place.lines(), place.lines("errors.jsonl")) == ([], [])
 
 
 def test_a_fault_in_a_thread_ends_the_attempt_and_comes_out_of_it(place: Place) -> None:
@@ -733,9 +718,8 @@ def test_an_input_that_changes_while_it_is_used_ends_the_attempt(place: Place) -
 
 def test_an_input_is_not_read_to_its_end_when_the_attempt_has_to_end(place: Place) -> None:
     place.write(*(f"p{number}" for number in range(2000)))
-    cancelled, chat = threading.Event(), Local()
-    cancelled.set()
-    assert code(place.run(chat, cancelled=cancelled)) == "cancelled"
+    chat = Local()
+    assert code(place.run(chat, timeout_s=0.0)) == "timed_out"
     assert not chat.asked
 
 

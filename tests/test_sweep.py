@@ -432,22 +432,6 @@ def test_runs_at_once_share_the_gpus_without_overlap(tmp_path: Path) -> None:
         sweep(make_brief(tmp_path, gpus=(0,)), tmp_path / "too-few")
 
 
-def test_the_paper_is_written_last_from_the_whole_record(
-    tmp_path: Path, whole: tuple[ResearchRecord, Path]
-) -> None:
-    written: list[tuple[ResearchRecord, Path]] = []
-    with Journal(whole[1] / "journal.jsonl") as journal:
-        record = run_sweep(
-            make_brief(tmp_path),
-            Tools(Counting(tmp_path / "runs.log")),
-            journal,
-            whole[1],
-            write=lambda *given: written.append(given),
-        )
-    assert written == [(record, whole[1])]
-    assert "best_so_far" in record.figures
-
-
 def test_without_a_sandbox_nothing_is_recorded(tmp_path: Path) -> None:
     brief = make_brief(tmp_path, num_trials=4)
     with pytest.raises(SandboxError):

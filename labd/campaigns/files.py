@@ -11,7 +11,7 @@ from labd.campaigns.firing import Memory, memory_from_json
 from labd.campaigns.model import Campaign, parse_campaign
 from labd.campaigns.tasks import Draft
 from labd.errors import ConfigError, StorageError
-from labd.files import JsonLines, locked_within, write_json
+from labd.files import JsonLines, json_objects, locked_within, read_tail, write_json
 from labd.task import SUFFIXES
 from labd.text import printable
 from labd.yamlfile import MAX_BYTES
@@ -161,19 +161,10 @@ class BoundedLines:
         found: list[dict[str, Any]] = []
         for path in self.paths:
             try:
-                with path.open("rb") as file:
-                    if last_bytes is not None:
-                        file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
-                    lines = file.read().splitlines()
+                raw = path.read_bytes() if last_bytes is None else read_tail(path, last_bytes)
             except OSError:
                 continue
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
-                    found.append(record)
+            found += json_objects(raw)
         return found
 
 

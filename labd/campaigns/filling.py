@@ -179,15 +179,20 @@ def fill(
         new = draft(campaign, FILL, now, count, keys)
         added.append(new)
         facts = {"campaign": campaign.name, "task": new.id, "arm": chosen.arm, "why": chosen.why}
-        room = {
-            "recommended": found.recommended,
-            "queued": sum(lab.waiting.values()),
-            "running": found.busy,
-            "level": found.level.word,
-            "tokens_per_s": lab.tokens_per_s,
-        }
-        notes.append(Note("campaign.added", {**facts, **room, "at": to_iso(now)}))
+        facts |= {**_seen(lab, found), "at": to_iso(now)}
+        notes.append(Note("campaign.added", facts))
     return replace(before, memory=memory, drafts=added, notes=notes)
+
+
+def _seen(lab: Lab, found: Concurrency) -> dict[str, Any]:
+    """Give what stood behind a decision, for the record."""
+    return {
+        "recommended": found.recommended,
+        "queued": sum(lab.waiting.values()),
+        "running": found.busy,
+        "level": found.level.word,
+        "tokens_per_s": lab.tokens_per_s,
+    }
 
 
 def _able(rooms: Sequence[Room], sizes: Mapping[str, Demand]) -> set[str]:

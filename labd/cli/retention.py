@@ -157,7 +157,7 @@ def _as_json(plan: "Plan", done: "list[Done]", *, dry_run: bool) -> dict[str, An
 
 
 def _show(plan: "Plan", done: "list[Done]", *, dry_run: bool) -> None:
-    from labd.retention import shown_bytes
+    from labd.text import print_size
 
     verbs = (
         {"prune": "prune", "compress": "compress"}
@@ -168,7 +168,7 @@ def _show(plan: "Plan", done: "list[Done]", *, dry_run: bool) -> None:
     for action in plan.actions:
         problem = problems.get(action.id)
         verb = "left" if problem else verbs[action.what]
-        size = shown_bytes(action.size_bytes)
+        size = print_size(action.size_bytes)
         out(
             f"{verb} {safe(action.id, 60)} ({action.state.value}, {size}): {safe(problem or action.reason)}"
         )
@@ -177,18 +177,18 @@ def _show(plan: "Plan", done: "list[Done]", *, dry_run: bool) -> None:
     for note in plan.notes:
         err(f"labd: {note}")
     if dry_run:
-        size = shown_bytes(sum(action.size_bytes for action in plan.actions))
+        size = print_size(sum(action.size_bytes for action in plan.actions))
         err(f"labd: {_tasks(len(plan.actions))} with {size}; nothing was touched")
     else:
         err(f"labd: {_totals(done)}")
 
 
 def _totals(done: "list[Done]") -> str:
-    from labd.retention import shown_bytes
+    from labd.text import print_size
 
     well = [one for one in done if not one.problem]
     counts = {what: sum(one.action.what == what for one in well) for what in ("prune", "compress")}
-    freed = shown_bytes(sum(one.freed_bytes for one in well))
+    freed = print_size(sum(one.freed_bytes for one in well))
     text = f"{_tasks(counts['prune'])} pruned, {counts['compress']} compressed, {freed} freed"
     left = len(done) - len(well)
     return f"{text}; {left} left for the next time, such as {_first_left(done)}" if left else text

@@ -22,7 +22,7 @@ from labd.packing import unpack_all
 from labd.sandbox import Ahead, Ending, Limits, Sandbox, SandboxResult
 from labd.sandbox.workdir import usage
 from labd.task import TaskFile
-from labd.text import printable
+from labd.text import print_size, printable
 
 FILES = "files"
 LOG = "log.txt"
@@ -208,11 +208,11 @@ def _error(result: SandboxResult, limits: Limits, *, out_of_memory: bool) -> dic
         code, retryable = result.ending.value, result.ending in _RETRYABLE
         what = _WHAT[result.ending].format(
             wall=print_duration(limits.wall_s),
-            memory=_size(limits.memory_bytes),
+            memory=print_size(limits.memory_bytes),
             cpu=print_duration(limits.cpu_s or limits.wall_s),
-            disk=_size(limits.disk_bytes),
+            disk=print_size(limits.disk_bytes),
             files=limits.files,
-            output=_size(4 * limits.output_bytes),
+            output=print_size(4 * limits.output_bytes),
         )
     return {"code": code, "message": what + _last_lines(result.output), "retryable": retryable}
 
@@ -263,14 +263,8 @@ def _report(
     if result.exit_code is not None:
         how = _exit(result.exit_code)
     peak = result.peak_memory_bytes
-    used = f"{result.cpu_s:.1f} s CPU" + ("" if peak is None else f", {_size(peak)}")
+    used = f"{result.cpu_s:.1f} s CPU" + ("" if peak is None else f", {print_size(peak)}")
     count = f"{kept.files} file" + ("" if kept.files == 1 else "s")
     summary = f"{how} after {print_duration(result.wall_s)}; {used}; {count}"
     killed = result.ending is Ending.KILLED or result.exit_code == -signal.SIGKILL
     return Report(facts, summary, error, disturbed=killed)
-
-
-def _size(size_bytes: int) -> str:
-    if size_bytes < 10 * 2**20:
-        return f"{size_bytes / 2**20:.1f} MiB"
-    return f"{size_bytes / 2**20:.0f} MiB"

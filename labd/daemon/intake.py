@@ -34,7 +34,6 @@ _SLICE_S = 0.02
 _SHARE = (
     100.0  # sweeps of a long directory may take a hundredth of the time, but come once a minute
 )
-_MAX_PAUSE_S = 60.0
 _UNSETTLED_S = 0.2
 _PASSING = (".tmp", ".part", "~")
 

@@ -103,22 +103,17 @@ class Fitted:
         return _JOINT.join(message.content for message in self.messages)
 
 
-def prompt_room(options: Options, max_ctx: int = 0) -> int:
+def prompt_room(options: Options) -> int:
     """Give the tokens that a prompt may take: the context less the reply.
-
-    Args:
-        options: of the request.
-        max_ctx: the longest context of the model, 0 where unknown.
 
     Raises:
         RequestRefused: there are none.
 
     """
-    window = min(options.num_ctx, max_ctx) if max_ctx else options.num_ctx
-    room = window - max(options.num_predict, 0)
+    room = options.num_ctx - max(options.num_predict, 0)
     if room <= 0:
         raise RequestRefused(
-            f"a reply of {options.num_predict} tokens leaves no room for a prompt in a context of {window}",
+            f"a reply of {options.num_predict} tokens leaves no room for a prompt in a context of {options.num_ctx}",
             where=options.model,
             fix="Lower num_predict, or raise num_ctx up to what the model was trained for",
         )

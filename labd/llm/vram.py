@@ -26,12 +26,6 @@ class VramWatch:
         if self._nvml is not None:
             threading.Thread(target=self._go_on, name="vram", daemon=True).start()
 
-    @property
-    def sees_gpus(self) -> bool:
-        """Whether there is a GPU that NVML knows."""
-        nvml = self._nvml
-        return nvml is not None and nvml.nvmlDeviceGetCount() > 0
-
     def used_bytes(self) -> int:
         """Give how much of all devices' memory is in use now; 0 where nobody can tell."""
         nvml = self._nvml

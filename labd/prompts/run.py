@@ -62,6 +62,13 @@ class Patience:
         kept_s = max(_SHARE_KEPT * timeout_s, min(_LEAST_KEPT_S, _MOST_SHARE_KEPT * timeout_s))
         return cls(started_s + timeout_s - kept_s, timeout_s)
 
+    def over(self) -> Over | None:
+        """Give the end of the attempt, if its time is over."""
+        if time.monotonic() < self.deadline_s:
+            return None
+        timeout = print_duration(self.timeout_s)
+        return Over("timed_out", f"it was stopped just before its timeout of {timeout}")
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -97,7 +104,6 @@ def run_prompts(
     patience: Patience,
     progress: Progress,
     log: Logger,
-    cancelled: threading.Event | None = None,
 ) -> Report:
     """Have every prompt of a task answered that is not on record yet, and write what there is.
 
@@ -111,7 +117,6 @@ def run_prompts(
         patience: when to give up.
         progress: how far it is.
         log: the attempt's.
-        cancelled: set to end it.
 
     Raises:
         TaskFileError: the input may not be had, or is not what it should be; nothing was asked.
@@ -129,9 +134,8 @@ def run_prompts(
             raise TaskFileError(located(task, where, refused))
         wording = Wording(task.spec)
         held.callback(wording.close)
-        watch = _Watch(patience, cancelled)
         try:
-            prompts = held.enter_context(_opened(path, wording, watch, progress))
+            prompts = held.enter_context(_opened(path, wording, patience, progress))
         except _Ended as ended:
             return Report({}, "the input was not read to its end", _error(ended.over))
         work = _Work(
@@ -140,7 +144,7 @@ def run_prompts(
             options=options,
             prompts=prompts,
             wording=wording,
-            watch=watch,
+            patience=patience,
             progress=progress,
             log=log,
             results=results,
@@ -168,29 +172,12 @@ class _Ended(Exception):
         self.over = over
 
 
-class _Watch:
-    """Says whether the attempt has to end for a reason that has nothing to do with the prompts."""
-
-    def __init__(self, patience: Patience, cancelled: threading.Event | None) -> None:
-        self.patience = patience
-        self._cancelled = cancelled
-
-    def over(self) -> Over | None:
-        """Give the end, if it has come."""
-        if self._cancelled is not None and self._cancelled.is_set():
-            return Over("cancelled", "it was cancelled")
-        if time.monotonic() < self.patience.deadline_s:
-            return None
-        timeout = print_duration(self.patience.timeout_s)
-        return Over("timed_out", f"it was stopped just before its timeout of {timeout}")
-
-
-def _opened(path: Path, wording: Wording, watch: _Watch, progress: Progress) -> Prompts:
+def _opened(path: Path, wording: Wording, patience: Patience, progress: Progress) -> Prompts:
     """Look through the whole input, and make every prompt once, so that nothing is asked if one is bad."""
     pace = Pace(time.monotonic())
 
     def tick(lines: int) -> None:
-        if (over := watch.over()) is not None:
+        if (over := patience.over()) is not None:
             raise _Ended(over)
         if pace.due(time.monotonic()):
             progress("input", 0, 1, f"{lines:,} lines read")
@@ -211,14 +198,14 @@ class _Work:
         options: Options,
         prompts: Prompts,
         wording: Wording,
-        watch: _Watch,
+        patience: Patience,
         progress: Progress,
         log: Logger,
         results: Path,
     ) -> None:
         self._task_id = results.name
         self._chat, self._options, self._schema = chat, options, task.spec.reply_schema
-        self._prompts, self._wording, self._watch = prompts, wording, watch
+        self._prompts, self._wording, self._patience = prompts, wording, patience
         self._progress, self._log = progress, log
         asked = asked_of(options, self._schema)
         texts = {"system": task.spec.system, "template": task.spec.template}
@@ -227,7 +214,7 @@ class _Work:
         )
         self._reused = self.records.count(Known.REPLY)
         self._policy = Policy(
-            silence_s=watch.patience.silence_s,
+            silence_s=patience.silence_s,
             max_errors=task.spec.max_errors,
             errors=self.records.count(Known.ERROR),
         )
@@ -329,7 +316,7 @@ class _Work:
 
     def _turn(self) -> None:
         self.records.sync()
-        if self._over is None and (over := self._watch.over()) is not None:
+        if self._over is None and (over := self._patience.over()) is not None:
             self._end(over)
         now_s = time.monotonic()
         if self._pace.due(now_s):

@@ -5,12 +5,12 @@ Reads files only and changes none. `gather` reads, `summarise` decides what is s
 
 from labd.report.gather import Wanted, gather
 from labd.report.model import Report
-from labd.report.period import DEFAULT_SINCE, EXPECTED, read_instant
+from labd.report.period import EXPECTED, read_instant
 from labd.report.render import Format, Links, render
 from labd.report.shelf import KEPT, campaign_report, lab_report, put
 from labd.report.summary import Facts, summarise
 
 __all__ = [
-    "DEFAULT_SINCE", "EXPECTED", "KEPT", "Facts", "Format", "Links", "Report", "Wanted", "campaign_report", "gather", "lab_report",
+    "EXPECTED", "KEPT", "Facts", "Format", "Links", "Report", "Wanted", "campaign_report", "gather", "lab_report",
     "put", "read_instant", "render", "summarise",
 ]  # fmt: skip

@@ -6,7 +6,6 @@ from datetime import date, datetime, time, timedelta, tzinfo
 from labd.clock import parse_duration
 from labd.text import printable
 
-DEFAULT_SINCE = "7d"
 EXPECTED = (
     "a weekday such as fri (its last midnight here), today, yesterday, a duration such as 7d or 36h, "
     "a date such as 2026-11-20, or an instant such as 2026-11-20T18:00:00Z"

@@ -1,6 +1,6 @@
 """The control arm: what a search over declared parameters finds with as many trials as the model had."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from labd.journal import Journal
@@ -46,10 +46,8 @@ def search_without_model(
 def control_of(
     bench: Bench,
     searched: Searched,
+    confirmed: Mapping[str, Sequence[Run]],
     *,
-    baseline: Sequence[Run],
-    confirmed: Sequence[Run],
-    best: Sequence[Run] | None,
     planned: int,
     model_trials: int,
 ) -> Control:
@@ -58,27 +56,19 @@ def control_of(
     Args:
         bench: for the template's metric.
         searched: the control's search.
-        baseline: its runs on test.
-        confirmed: the runs on test of the control's best; empty where it has none.
-        best: the runs on test of the model's best; ``None`` where it has none.
+        confirmed: the runs on test by side: ``baseline``, and ``control`` and ``best`` where each has one.
         planned: how many runs each side should have had.
         model_trials: how many candidates the model had.
 
     """
-    claim = judge(
-        bench,
-        [run.value for run in searched.trials],
-        baseline,
-        confirmed if searched.best is not None else None,
-        planned=planned,
-    )
+    baseline, own = confirmed["baseline"], confirmed.get("control")
+    claim = judge(bench, [run.value for run in searched.trials], baseline, own, planned=planned)
     against = None
-    if best is not None:
+    if "best" in confirmed:
         # Where the search found nothing better, its answer is the baseline.
-        other = confirmed if searched.best is not None else baseline
         against = compare(
-            values_of(other),
-            values_of(best),
+            values_of(baseline if own is None else own),
+            values_of(confirmed["best"]),
             better=bench.template.metric.better,
             planned=planned,
             comparisons=max(1, model_trials + len(searched.trials)),
@@ -87,7 +77,7 @@ def control_of(
     return Control(
         trials=searched.trials,
         best_params=dict(chosen),
-        confirm=list(confirmed),
+        confirm=list(own or []),
         claim=claim,
         against=against,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 
-from labd.research.blocks import MAX_SHOWN_LINE, Edit, Swap, Unusable, Whole, parse_edits
+from labd.research.blocks import MAX_SHOWN_LINE, Edit, Swap, Unusable, Whole
 from labd.research.syntax import problem_of
 from labd.template import Template
 from labd.text import printable
@@ -27,20 +27,6 @@ _LEFT_OUT = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-
-
-def revise(template: Template, files: Mapping[str, str], reply: str) -> dict[str, str]:
-    """Give the files after what a reply asks for; `files` are those that may be changed.
-
-    Raises:
-        Unusable: the reply holds no edit, or one that can't be made, or may not be.
-
-    """
-    revised = apply(template, files, parse_edits(reply, template.files_sha256))
-    problem = check(template, files, revised)
-    if problem:
-        raise Unusable(problem)
-    return revised
 
 
 # -- making an edit

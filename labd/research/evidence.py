@@ -47,7 +47,6 @@ def judge(
     best: Sequence[Run] | None,
     *,
     planned: int,
-    comparisons: int | None = None,
 ) -> Claim:
     """Give the claim about `best`, which is `None` where no trial beat the baseline on validation.
 
@@ -57,34 +56,33 @@ def judge(
         baseline: its runs on test.
         best: the selected trial's runs on test.
         planned: how many runs each side should have had.
-        comparisons: candidates to correct for; ``None``: as many as trials.
 
     """
     # scipy takes a second to import; the first runs have started by now.
     from labd.research.stats import compare, no_candidate  # noqa: PLC0415
 
-    corrected = max(1, len(trials) if comparisons is None else comparisons)
+    comparisons = max(1, len(trials))
     values = values_of(baseline)
     if not any(value is not None for value in trials):
         reason = f"None of the {len(trials)} trials that ran gave a value, so there was nothing to compare."
         if not trials:
             reason = "No trial ran, so there was nothing to compare."
         return no_candidate(
-            values, verdict=Verdict.INCONCLUSIVE, reason=reason, comparisons=corrected
+            values, verdict=Verdict.INCONCLUSIVE, reason=reason, comparisons=comparisons
         )
     if best is None:
         reason = (
             "No trial was better than the baseline on validation, so there was none to confirm."
         )
         return no_candidate(
-            values, verdict=Verdict.NO_IMPROVEMENT, reason=reason, comparisons=corrected
+            values, verdict=Verdict.NO_IMPROVEMENT, reason=reason, comparisons=comparisons
         )
     return compare(
         values,
         values_of(best),
         better=bench.template.metric.better,
         planned=planned,
-        comparisons=corrected,
+        comparisons=comparisons,
     )
 
 

@@ -106,7 +106,7 @@ def inline_code(text: str) -> str:
     plain = printable(text, MAX_TEXT_CHARS).strip()
     if not plain:
         return "(empty)"
-    fence = "`" * (_longest_run(plain, "`") + 1)
+    fence = "`" * (_longest_run(plain) + 1)
     pad = " " if "`" in plain else ""
     return f"{fence}{pad}{plain}{pad}{fence}"
 
@@ -114,10 +114,10 @@ def inline_code(text: str) -> str:
 def fenced_code(text: str, language: str) -> str:
     """Give `text` as a fenced block of Markdown code that nothing in it can end."""
     lines = head_and_tail(text, MAX_BLOCK_CHARS).expandtabs(4).splitlines() or [""]
-    fence = "`" * max(3, _longest_run(text, "`") + 1)
+    fence = "`" * max(3, _longest_run(text) + 1)
     body = "\n".join(printable(line, MAX_BLOCK_CHARS) for line in lines)
     return f"{fence}{language}\n{body}\n{fence}"
 
 
-def _longest_run(text: str, char: str) -> int:
-    return max((len(run) for run in re.findall(f"{re.escape(char)}+", text)), default=0)
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)

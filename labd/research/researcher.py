@@ -194,7 +194,7 @@ class _Desk:
 
 def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, str]:
     """Give what was found, and what the selected code changed."""
-    brief, bench, template = desk.plan.brief, desk.bench, desk.bench.template
+    bench, template, planned = desk.bench, desk.bench.template, desk.plan.brief.num_confirm_seeds
     thought = _think(desk)
     notes = [*template.cautions, *thought.notes]
     work = Worktree(desk.results_dir, template, started_on=provenance.started_on)
@@ -204,7 +204,7 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
         work.show(None if best is None else best.name)
         searched = _search_too(desk, baseline, provenance, trials, notes)
         confirmed = _confirm(desk, work, provenance, best, searched)
-        notes += cut_notes([*confirmed.values()], planned=brief.num_confirm_seeds)
+        notes += cut_notes([*confirmed.values()], planned=planned)
         if not values_of(confirmed["baseline"]):
             raise baseline_failed(confirmed["baseline"], desk.results_dir)
         ablations = _ablate(desk, work, provenance, best, confirmed, notes=notes)
@@ -213,13 +213,7 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
     control = None
     if searched is not None:
         control = control_of(
-            bench,
-            searched,
-            baseline=confirmed["baseline"],
-            confirmed=confirmed.get("control", []),
-            best=confirmed.get("best"),
-            planned=brief.num_confirm_seeds,
-            model_trials=len(measured),
+            bench, searched, confirmed, planned=planned, model_trials=len(measured)
         )
     runs = [baseline, *(trial.run for trial in ran(trials) if trial.run is not None)]
     runs += [run for arm in confirmed.values() for run in arm]
@@ -229,7 +223,7 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
     arms = {names[arm]: of for arm, of in confirmed.items()}
     arms |= {f"the selected code without {one.name}": one.runs for one in ablations}
     study = Study(
-        title=brief.title or template.title,
+        title=desk.plan.brief.title or template.title,
         template=template.name,
         template_title=template.title,
         template_description=template.description,
@@ -244,21 +238,13 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
         confirm_baseline=confirmed["baseline"],
         confirm_best=confirmed.get("best", []),
         claim=judge(
-            bench,
-            measured,
-            confirmed["baseline"],
-            confirmed.get("best"),
-            planned=brief.num_confirm_seeds,
+            bench, measured, confirmed["baseline"], confirmed.get("best"), planned=planned
         ),
         ablations=ablations,
         control=control,
         counts=_counts(thought.ideas, trials, runs),
         hours={"runs": sum(run.wall_s for run in runs) / 3600},
-        run_s={
-            arm: statistics.mean(run.wall_s for run in of if run.value is not None)
-            for arm, of in confirmed.items()
-            if values_of(of)
-        },
+        run_s={arm: _mean_s(of) for arm, of in confirmed.items() if values_of(of)},
         models=[],
         references=[paper.model_dump(mode="json") for paper in thought.papers],
         provenance=provenance,
@@ -417,6 +403,10 @@ def _ablate(
     except OutOfTime:
         notes.append(_NO_ABLATION)
         return []
+
+
+def _mean_s(runs: Sequence[Run]) -> float:
+    return statistics.mean(run.wall_s for run in runs if run.value is not None)
 
 
 def _counts(ideas: Sequence[Idea], trials: Sequence[Trial], runs: Sequence[Run]) -> dict[str, int]:

@@ -45,11 +45,10 @@ def compare(
     better: Literal["higher", "lower"],
     planned: int,
     comparisons: int,
-    alpha: float = ALPHA,
 ) -> Claim:
     """Judge `best` against `baseline` by Welch's test, corrected for the candidates that were tried.
 
-    The verdict is ``improved`` or ``worse`` where the corrected p-value is below `alpha`, else
+    The verdict is ``improved`` or ``worse`` where the corrected p-value is below `ALPHA`, else
     ``no_improvement``. It is ``inconclusive`` where fewer than `MIN_SHARE` of the `planned` runs of
     either gave a value. It is also inconclusive where neither sample varies and they differ: then
     the seed does not matter, ten runs are one run ten times, and nothing says how large a difference
@@ -61,7 +60,6 @@ def compare(
         better: which way is better.
         planned: how many runs each should have had.
         comparisons: how many candidates were tried, at least 1.
-        alpha: the level of the test.
 
     """
     one, two = describe(baseline), describe(best)
@@ -71,12 +69,10 @@ def compare(
             f"{len(baseline)} runs of the baseline and {len(best)} of the best trial gave a value, "
             f"of {planned} each, and a claim needs at least {least} of each."
         )
-        return _without_test(
-            Verdict.INCONCLUSIVE, reason, one, two, comparisons=comparisons, alpha=alpha
-        )
+        return _without_test(Verdict.INCONCLUSIVE, reason, one, two, comparisons=comparisons)
     if _standard_error(one, two) == 0:
-        return _judge_constant(one, two, comparisons, alpha)
-    return _judge(one, two, better, comparisons, alpha)
+        return _judge_constant(one, two, comparisons)
+    return _judge(one, two, better, comparisons)
 
 
 def no_candidate(
@@ -85,12 +81,9 @@ def no_candidate(
     verdict: Verdict,
     reason: str,
     comparisons: int,
-    alpha: float = ALPHA,
 ) -> Claim:
     """Give the claim where no trial was there to be compared with the baseline, with the given verdict."""
-    return _without_test(
-        verdict, reason, describe(baseline), None, comparisons=comparisons, alpha=alpha
-    )
+    return _without_test(verdict, reason, describe(baseline), None, comparisons=comparisons)
 
 
 def hedges_g(baseline: Sample, best: Sample) -> float | None:
@@ -110,14 +103,14 @@ def hedges_g(baseline: Sample, best: Sample) -> float | None:
 
 
 def _judge(
-    one: Sample, two: Sample, better: Literal["higher", "lower"], comparisons: int, alpha: float
+    one: Sample, two: Sample, better: Literal["higher", "lower"], comparisons: int
 ) -> Claim:
     difference = two.mean - one.mean
     error, df = _welch(one, two)
     p_value = float(2 * stats.t.sf(abs(difference) / error, df))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error
     p_corrected = min(1.0, p_value * comparisons)
-    verdict, reason = _verdict(difference, p_corrected, better, comparisons, alpha)
+    verdict, reason = _verdict(difference, p_corrected, better, comparisons)
     return Claim(
         verdict=verdict,
         reason=reason,
@@ -130,7 +123,7 @@ def _judge(
         p_value=p_value,
         p_corrected=p_corrected,
         comparisons=comparisons,
-        alpha=alpha,
+        alpha=ALPHA,
     )
 
 
@@ -159,29 +152,24 @@ def _verdict(
     p_corrected: float,
     better: Literal["higher", "lower"],
     comparisons: int,
-    alpha: float,
 ) -> tuple[Verdict, str]:
     test = f"The p-value of Welch's test, corrected for {comparisons} candidate{'' if comparisons == 1 else 's'},"
-    if p_corrected >= alpha:
-        return Verdict.NO_IMPROVEMENT, f"{test} is not below {alpha:g}."
+    if p_corrected >= ALPHA:
+        return Verdict.NO_IMPROVEMENT, f"{test} is not below {ALPHA:g}."
     if (difference > 0) == (better == "higher"):
-        return Verdict.IMPROVED, f"{test} is below {alpha:g} and the mean is better."
-    return Verdict.WORSE, f"{test} is below {alpha:g} and the mean is worse."
+        return Verdict.IMPROVED, f"{test} is below {ALPHA:g} and the mean is better."
+    return Verdict.WORSE, f"{test} is below {ALPHA:g} and the mean is worse."
 
 
-def _judge_constant(one: Sample, two: Sample, comparisons: int, alpha: float) -> Claim:
+def _judge_constant(one: Sample, two: Sample, comparisons: int) -> Claim:
     if one.mean == two.mean:
         reason = "All runs of both gave one and the same value."
-        return _without_test(
-            Verdict.NO_IMPROVEMENT, reason, one, two, comparisons=comparisons, alpha=alpha
-        )
+        return _without_test(Verdict.NO_IMPROVEMENT, reason, one, two, comparisons=comparisons)
     reason = (
         "The runs of each gave the same value whatever their seed, "
         "so that there is no spread to judge the difference by."
     )
-    return _without_test(
-        Verdict.INCONCLUSIVE, reason, one, two, comparisons=comparisons, alpha=alpha
-    )
+    return _without_test(Verdict.INCONCLUSIVE, reason, one, two, comparisons=comparisons)
 
 
 def _without_test(
@@ -191,7 +179,6 @@ def _without_test(
     two: Sample | None,
     *,
     comparisons: int,
-    alpha: float,
 ) -> Claim:
     return Claim(
         verdict=verdict,
@@ -205,7 +192,7 @@ def _without_test(
         p_value=None,
         p_corrected=None,
         comparisons=comparisons,
-        alpha=alpha,
+        alpha=ALPHA,
     )
 
 

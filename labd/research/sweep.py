@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,8 @@ def run_sweep(
     tools: Tools,
     journal: Journal,
     results_dir: Path,
-    *,
-    write: Callable[[ResearchRecord, Path], object] | None = None,
 ) -> ResearchRecord:
-    """Search, confirm, judge and draw; give the record, from which `write` makes the paper.
+    """Search, confirm, judge and draw; give the record, from which the paper is made.
 
     The same template, seed and numbers give the same record but for `Run.wall_s`, with any
     `parallel`, and also after a kill: what the journal has is not run again.
@@ -91,12 +89,7 @@ def run_sweep(
         provenance=provenance,
     )
     tools.progress("analysis", 1, 1, record.claim.verdict.value)
-    record = _with_figures(record, tools, results_dir)
-    if write is not None:
-        tools.progress("paper", 0, 1, "writing")
-        write(record, results_dir)
-        tools.progress("paper", 1, 1, "written")
-    return record
+    return _with_figures(record, tools, results_dir)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ and the ends of their logs. So a killed search goes on as it would have, on anot
 fixed size, and all of a batch are planned before the first of it has run.
 """
 
-import os
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labd.errors import ResearchError
+from labd.files import read_tail
 from labd.journal import Journal
 from labd.llm.budget import Part
 from labd.research.allowance import Allowance
@@ -387,10 +387,7 @@ def _hash(files: Mapping[str, str]) -> str:
 
 def _tail(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            size_bytes = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size_bytes - _LOG_TAIL_BYTES))
-            raw = file.read(_LOG_TAIL_BYTES)
+        raw = read_tail(path, _LOG_TAIL_BYTES)
     except OSError:
         return ""  # it can't be had, and the run's reason has to do
     lines = [printable(line, 300) for line in raw.decode(errors="replace").splitlines()]

@@ -91,12 +91,6 @@ class Draft:
         return tuple(struck for section in self.sections.values() for struck in section.struck)
 
 
-def unwritten(language: str = "en") -> Draft:
-    """Give the draft of a paper in which labd has to write everything itself."""
-    sections = {name: Section(name, problem="no model was asked") for name in SECTION_ORDERS}
-    return Draft("", sections, language)
-
-
 def write_sections(
     study: Study,
     asker: Asker,

@@ -5,7 +5,7 @@ Knows files only: the spool's decided places and results/. Task files are never 
 
 from labd.retention.clock import Reading, read_clocks, trust
 from labd.retention.keeper import Done, Keeper
-from labd.retention.rules import Action, Finished, Plan, Rule, decide, shown_bytes
+from labd.retention.rules import Action, Finished, Plan, Rule, decide
 
 __all__ = [
     "Action",
@@ -17,6 +17,5 @@ __all__ = [
     "Rule",
     "decide",
     "read_clocks",
-    "shown_bytes",
     "trust",
 ]

@@ -17,11 +17,11 @@ from labd.packing import WORKING, archive_of, leftovers, pack, unpack_all
 from labd.retention.clock import Reading, trust
 from labd.retention.memory import Memory
 from labd.retention.pruning import LOCK, RECORD, prune
-from labd.retention.rules import Action, Finished, Plan, Rule, decide, in_turn, shown_bytes
+from labd.retention.rules import Action, Finished, Plan, Rule, decide, in_turn
 from labd.settings import Home, RetentionRule
 from labd.spool import Entry, Spool
 from labd.task import State, TaskFile, parse_task
-from labd.text import printable
+from labd.text import print_size, printable
 from labd.trees import as_owner_of, measure, remove_tree, size_of
 
 _MEMORY = "retention.json"
@@ -237,7 +237,7 @@ class Keeper:
             size = size_of(directory / name)
             if size.apparent_bytes > _MOST_HOLES * size.size_bytes + _MANY_BYTES:
                 raise StorageError(
-                    f"{name}/ is mostly holes, which take no room: compressing would read {shown_bytes(size.apparent_bytes)}"
+                    f"{name}/ is mostly holes, which take no room: compressing would read {print_size(size.apparent_bytes)}"
                 )
             free = shutil.disk_usage(directory).free - self._home.settings.min_free_bytes
             if free < size.size_bytes:

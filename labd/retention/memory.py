@@ -1,12 +1,11 @@
 """What retention remembers from run to run: the clocks, and what was cut off while it was being compressed."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labd.files import NO_ROOM, write_json
+from labd.files import NO_ROOM, read_json_object, write_json
 
 _PACKING, _CUT_OFF = "packing", "cut_off"
 _MAX_CUT_OFF = 1000
@@ -23,11 +22,7 @@ class Memory:
 
     def read(self) -> dict[str, Any]:
         """Give what is remembered."""
-        try:
-            found = json.loads(self._path.read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_json_object(self._path) or {}
 
     def update(self, **facts: object) -> None:
         """Remember these, beside what is remembered under other names.

@@ -1,6 +1,5 @@
 """Removing what a rule lets go of one task's results, so that what is left says so and can be begun anew."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from labd.archive import EVENTS, JOURNAL, PRUNED, RESULT
 from labd.clock import to_iso, utc_now
-from labd.files import NO_ROOM, write_atomic, write_json
+from labd.files import NO_ROOM, read_json_object, write_atomic, write_json
 from labd.packing import WORKING, archive_of, discard
 from labd.retention.rules import Action, Keep
 from labd.task import State
@@ -70,10 +69,7 @@ def _remove(directory: Path, doomed: Sequence[Path]) -> None:
 
 
 def _removed_before(directory: Path) -> list[str]:
-    try:
-        removed = json.loads((directory / PRUNED).read_bytes())["removed"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    removed = (read_json_object(directory / PRUNED) or {}).get("removed")
     return [str(name) for name in removed] if isinstance(removed, list) else []
 
 

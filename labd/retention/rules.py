@@ -6,6 +6,7 @@ from typing import Literal
 
 from labd.clock import print_duration
 from labd.task import State
+from labd.text import print_size
 
 AHEAD_S = 300.0
 """An end this far ahead of the clock, or more, says that the clock is not to be believed."""
@@ -100,7 +101,7 @@ def decide(tasks: Sequence[Finished], rules: Mapping[State, Rule], now_s: float)
             key=lambda task: (task.ended_s, task.id),
         )
         found = {action.id: action for action in _by_age(mine, rule, now_s)}
-        found |= {action.id: action for action in _byshown_bytes(mine, rule, found, now_s, notes)}
+        found |= {action.id: action for action in _by_bytes(mine, rule, found, now_s, notes)}
         for task in mine:
             if (action := found.get(task.id)) is None:
                 continue
@@ -141,7 +142,7 @@ def _by_age(tasks: Sequence[Finished], rule: Rule, now_s: float) -> Iterator[Act
                 break
 
 
-def _byshown_bytes(
+def _by_bytes(
     tasks: Sequence[Finished],
     rule: Rule,
     decided: Mapping[str, Action],
@@ -164,13 +165,13 @@ def _byshown_bytes(
         known = decided.get(task.id)
         if not size_bytes or (known is not None and known.what == "prune"):
             continue
-        reason = f"{shown_bytes(total)} of {tasks[0].state.value} tasks; max_bytes is {shown_bytes(rule.max_bytes)}"
+        reason = f"{print_size(total)} of {tasks[0].state.value} tasks; max_bytes is {print_size(rule.max_bytes)}"
         yield Action(task.id, task.state, "prune", rule.keep, size_bytes, reason)
         if not (task.kept or _ahead(task, now_s)):
             total -= size_bytes
     if total > rule.max_bytes:
         notes.append(
-            f"{tasks[0].state.value}: {shown_bytes(total)} stay, max_bytes is {shown_bytes(rule.max_bytes)}; "
+            f"{tasks[0].state.value}: {print_size(total)} stay, max_bytes is {print_size(rule.max_bytes)}; "
             "nothing more of them may go"
         )
 
@@ -183,12 +184,3 @@ def _ahead(task: Finished, now_s: float) -> str:
 
 def _days(seconds: float) -> str:
     return print_duration(float(round(abs(seconds))))
-
-
-def shown_bytes(size_bytes: float) -> str:
-    """Print a size as people read it."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size_bytes) < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"

@@ -5,7 +5,6 @@ it, ``<scratch>/templates/<sha256>/`` holds templates. All of it may be removed 
 """
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from labd.errors import Busy
-from labd.files import write_json
+from labd.files import read_json_object, write_json
 from labd.shipping.tree import opened, walk
 from labd.text import printable
 from labd.trees import remove_tree
@@ -52,12 +51,9 @@ class Scratch:
 
     def state(self, task_id: str) -> dict[str, Any]:
         """Give what `remember` was told, or nothing if that was before the machine last started."""
-        try:
-            value = json.loads(self._state_path(task_id).read_bytes())
-        except (OSError, ValueError):
-            return {}
         # After a loss of power, files that were never synced may be empty: nothing is known of them.
-        return value if isinstance(value, dict) and value.get("boot") == _boot_id() else {}
+        value = read_json_object(self._state_path(task_id)) or {}
+        return value if value.get("boot") == _boot_id() else {}
 
     def remember(self, task_id: str, state: dict[str, Any]) -> None:
         """Keep `state` for the next attempt on this node."""

@@ -214,10 +214,10 @@ def fill_command(
 
 
 def fill_evaluate(
-    template: Template, *, params: str, seed: int, split: str, out_dir: str, run_dir: str = RUN_DIR
+    template: Template, *, params: str, seed: int, split: str, out_dir: str
 ) -> list[str]:
     """Give the command that evaluates a run, with the placeholders filled in."""
-    return _filled(template.evaluate, (params, str(seed), split, out_dir, run_dir))
+    return _filled(template.evaluate, (params, str(seed), split, out_dir, RUN_DIR))
 
 
 def _filled(command: Sequence[str], values: Sequence[str]) -> list[str]:

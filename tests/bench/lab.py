@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from labd.archive import Archive
+from labd.clock import from_iso
 from labd.spool import Spool
 from labd.task import State
 from tests.bench.cpu import Group
@@ -107,7 +108,8 @@ class BenchLab:
         """Give the time from the first claim on record to the last file's rename into done/."""
         claimed_s, ended_s = [], []
         for task in tasks:
-            claimed_s.append(self.archive.history(task).first_claimed_s or math.nan)
+            claimed = (e for e in self.archive.history(task).events if e["event"] == "claimed")
+            claimed_s.append(from_iso(str(next(claimed)["at"])).timestamp())
             entry = self.spool.entry(State.DONE, f"{task}.yaml")
             ended_s.append(entry.moved_ns / 1e9 if entry else math.nan)
         return max(ended_s) - min(claimed_s)
