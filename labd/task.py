@@ -262,6 +262,7 @@ def _switch(value: object) -> bool:
     return value
 
 
+Switch = Annotated[bool, BeforeValidator(_switch)]
 Patience = Annotated[float, BeforeValidator(_patience)]
 """Seconds; 0: no limit."""
 Text = Annotated[str, BeforeValidator(_text)]
@@ -316,7 +317,7 @@ class PromptOptions(BaseModel):
         None
     )
     think: Annotated[bool | str, BeforeValidator(_thinking)] | None = None
-    allow_cut: Annotated[bool, BeforeValidator(_switch)] | None = None
+    allow_cut: Switch | None = None
     more: (
         Annotated[
             dict[
@@ -355,14 +356,14 @@ class TaskSpec(BaseModel):
     """One of the sizes that the template can be run in; ``None``: its first."""
     search: Literal["linear", "climb", "tree"] | None = None
     """How the next code to change is picked; ``None``: ``tree``."""
-    control: Annotated[bool, BeforeValidator(_switch)] | None = None
+    control: Switch | None = None
     """Whether a search without a model gets as many trials, for comparison."""
     max_tokens_total: Annotated[WholeNumber, Field(ge=1)] | None = None
     """Tokens of all prompts and replies together."""
     max_hours: Annotated[Amount, Field(gt=0, le=10_000)] | None = None
     """After so long the task ends with what it has; `timeout` ends it whatever it has."""
     num_reviews: Annotated[WholeNumber, Field(ge=0, le=20)] | None = None
-    improve: Annotated[bool, BeforeValidator(_switch)] | None = None
+    improve: Switch | None = None
     """Whether the paper is revised once after its reviews, and reviewed again."""
     language: (
         Annotated[str, AfterValidator(_matching(_LANGUAGE, "two letters, such as en or ko"))]
@@ -387,7 +388,7 @@ class TaskSpec(BaseModel):
         "**",
     )
     """Patterns of what is kept of a command's files. The default keeps all."""
-    network: Annotated[bool, BeforeValidator(_switch)] = False
+    network: Switch = False
     input: Annotated[Text, AfterValidator(_matching(_ANY_PATH, "a file's path"))] | None = None
     """A file of prompts, one JSON value a line. ``None`` in other kinds only."""
     system: Text | None = None
