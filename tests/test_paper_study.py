@@ -228,7 +228,7 @@ def test_each_row_of_a_table_has_a_cell_for_each_heading(results: Path, name: st
     hostile = [make_idea(1, title="Wide | `a|b` \\| layers"), *study.ideas[1:]]
     study = study.model_copy(update={"ideas": hostile})
     tables = re.findall(
-        r"(?m)(?:^\|.*\n)+", draft_study_paper(study, unwritten(), results).body.text
+        r"(?m)(?:^\|.*\n)+", draft_study_paper(study, UNWRITTEN, results).body.text
     )
     assert len(tables) >= 3
     for table in tables:
