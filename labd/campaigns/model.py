@@ -24,7 +24,8 @@ from pydantic import (
 
 from labd.campaigns.schedule import read_cron
 from labd.errors import ConfigError
-from labd.task import Amount, Name, Seconds, Switch, TaskSpec, WholeNumber, moment
+from labd.fields import Amount, Name, Seconds, Switch, WholeNumber, moment
+from labd.task import TaskSpec
 from labd.text import printable
 from labd.yamlfile import Document, InvalidFile, Place, Problem, check, load_yaml
 
