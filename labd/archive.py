@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labd.clock import from_iso, to_iso, utc_now
+from labd.clock import at_s_of, to_iso, utc_now
 from labd.errors import JournalError, StorageError
 from labd.files import JsonLines, Unsynced, read_json_lines, read_json_object, write_json
 from labd.task import State
@@ -65,7 +65,7 @@ class History:
     @property
     def ended_s(self) -> float | None:
         """When the task ended, in seconds since the epoch; ``None`` while undecided."""
-        return _at_s(self.last) if self.ended else None
+        return at_s_of(self.last) if self.ended else None
 
     @property
     def sha256(self) -> str:
@@ -131,14 +131,14 @@ def spans_of(
             continue
         if claim is not None and event.get("event") != "unclaimed" and len(spans) < _MAX_SPANS:
             _add_span(spans, claim, _ended_s(claim, event, most_s))
-        claim = event if event.get("event") == "claimed" and _at_s(event) is not None else None
+        claim = event if event.get("event") == "claimed" and at_s_of(event) is not None else None
     if claim is not None and running_until_s is not None:
         _add_span(spans, claim, running_until_s)
     return spans, int(claim is not None and running_until_s is None)
 
 
 def _add_span(spans: list[Span], claim: Mapping[str, Any], ended_s: float | None) -> None:
-    began_s = _at_s(claim)
+    began_s = at_s_of(claim)
     if began_s is None or ended_s is None or ended_s < began_s:
         return
     cpus, gpus = (_amount(claim.get(key)) or 0.0 for key in ("num_cpus", "num_gpus"))
@@ -147,19 +147,12 @@ def _add_span(spans: list[Span], claim: Mapping[str, Any], ended_s: float | None
 
 
 def _ended_s(claim: Mapping[str, Any], event: Mapping[str, Any], most_s: float) -> float | None:
-    began_s, at_s = _at_s(claim), _at_s(event)
+    began_s, at_s = at_s_of(claim), at_s_of(event)
     lengths = (_amount(event.get(key)) for key in ("duration_s", "wall_s"))
     known_s = next((length_s for length_s in lengths if length_s is not None), None)
     if began_s is None or (at_s is None and known_s is None):
         return None
     return began_s + known_s if known_s is not None else min(at_s or 0.0, began_s + most_s)
-
-
-def _at_s(event: Mapping[str, Any]) -> float | None:
-    try:
-        return from_iso(str(event.get("at"))).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _amount(value: object) -> float | None:

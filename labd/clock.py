@@ -1,7 +1,9 @@
 """Time as labd reads and writes it: aware UTC, ISO-8601 with Z, durations like ``4h``."""
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 _UNITS_S = {
     "ms": 0.001,
@@ -37,6 +39,14 @@ def from_iso(text: str) -> datetime:
         msg = f"{text!r} names no time zone"
         raise ValueError(msg)
     return moment
+
+
+def at_s_of(record: Mapping[str, Any]) -> float | None:
+    """Give the instant under ``at`` of an event or another record, in seconds since the epoch; ``None`` if it has none."""
+    try:
+        return from_iso(str(record.get("at"))).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def parse_duration(value: float | str) -> float:

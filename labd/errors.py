@@ -21,6 +21,10 @@ class LabdError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}. {self.fix}" if self.fix else text
 
+    def as_data(self) -> dict[str, str]:
+        """Give the error as plain data, from which another process can make it again."""
+        return {"code": self.code, "what": self.what, "where": self.where, "fix": self.fix}
+
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.what, self.where, self.fix))
 

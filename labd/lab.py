@@ -61,6 +61,10 @@ from labd.yamlfile import MAX_BYTES
 
 MAX_CHECKED = 500
 """Of a campaign's tasks, how many are looked at for what their form does not say."""
+_OUTPUTS = (
+    *("paper.pdf", "paper.html", "paper.md", "paper.tex"),
+    *("output.jsonl", "errors.jsonl", "log.txt", "files", "result.json"),
+)
 _STALE_S = 30.0
 _TAIL_BYTES = 64 * 1024
 _LONG = 20_000
@@ -270,6 +274,11 @@ class Lab:
     def results_dir(self, task_id_: str) -> Path:
         """Give the task's directory under results/."""
         return self._archive.directory(task_id_)
+
+    def outputs(self, task_id_: str) -> list[Path]:
+        """Give what people came for, as far as it is there."""
+        found = map(self._archive.directory(task_id_).joinpath, _OUTPUTS)
+        return [p for p in found if p.is_dir() or (p.is_file() and p.stat().st_size)]
 
     def log_lines(self, task_id_: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Give the task's log lines from a byte offset on, and the offset after them; half a line is left for later."""

@@ -6,33 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ByteSize,
     ConfigDict,
     Field,
-    PlainSerializer,
-    TypeAdapter,
 )
 
-from labd.clock import parse_duration
+from labd.fields import Seconds, Size, WholeNumber
 
 _MIB = 2**20
-_BYTES = TypeAdapter(ByteSize)
-
-
-def _size(value: object) -> object:
-    wanted = "a size in bytes or with its unit, such as 8GiB or 500MB"
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(wanted)  # noqa: TRY004 - pydantic turns only ValueError into a message
-    try:
-        return int(_BYTES.validate_python(value))
-    except (ValueError, OverflowError) as error:
-        raise ValueError(wanted) from error
-
-
-Size = Annotated[int, BeforeValidator(_size)]
-Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(float)]
-Count = Annotated[int, Field(strict=True)]
 
 
 class TaskLimits(BaseModel):
@@ -42,11 +22,11 @@ class TaskLimits(BaseModel):
 
     memory: Annotated[Size, Field(ge=64 * _MIB)] | None = None
     """Of all processes of a run together."""
-    processes: Annotated[Count, Field(ge=8, le=100_000)] | None = None
+    processes: Annotated[WholeNumber, Field(ge=8, le=100_000)] | None = None
     """Processes and threads at one time."""
     disk: Annotated[Size, Field(ge=_MIB)] | None = None
     """What a run may write into its directory."""
-    files: Annotated[Count, Field(ge=1)] | None = None
+    files: Annotated[WholeNumber, Field(ge=1)] | None = None
     """How many files and directories a run may leave there, or have in one of its private places."""
     file_size: Annotated[Size, Field(ge=1)] | None = None
     """Of one file."""
@@ -58,14 +38,14 @@ class TaskLimits(BaseModel):
     """Of ``/tmp`` and of the home directory, each."""
     cpus: Annotated[float, Field(strict=True, gt=0, le=4096, allow_inf_nan=False)] | None = None
     """CPUs at once."""
-    cpu_time: Annotated[Duration, Field(gt=0)] | None = None
+    cpu_time: Annotated[Seconds, Field(gt=0)] | None = None
     """Of all processes of a run together."""
 
 
 class Ceilings(TaskLimits):
     """How far a task file may go; what is absent: as far as the setting itself."""
 
-    timeout: Annotated[Duration, Field(gt=0)] | None = None
+    timeout: Annotated[Seconds, Field(gt=0)] | None = None
     """Of the task's `timeout`; absent: any."""
 
 

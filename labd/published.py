@@ -22,7 +22,6 @@ _KINDS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"paper\.pdf", "application/pdf"),
         (r"paper\.html", "text/html; charset=utf-8"),
         (r"paper\.(tex|md)", "text/plain; charset=utf-8"),
-        (r"references\.bib", "text/plain; charset=utf-8"),
         (r"(result|review|ideas|paper\.numbers)\.json", "application/json"),
         (r"(output|errors|log|events)\.jsonl", "text/plain; charset=utf-8"),
         (r"log\.txt", "text/plain; charset=utf-8"),

@@ -11,9 +11,9 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from labd.errors import ConfigError, NotFound
-from labd.limits import Ceilings, Count, Duration, Size
+from labd.fields import Label, Name, Patience, Seconds, Size, WholeNumber
+from labd.limits import Ceilings
 from labd.promises import PROMISES
-from labd.task import Name, Patience, Seconds
 from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
 
 HOME_VARIABLE = "LABD_HOME"
@@ -58,9 +58,9 @@ class SandboxSettings(_Part):
     uid: Annotated[int, Field(ge=1, lt=2**31)] = 64123
     """The user id that experiments get where labd runs as root."""
     memory_bytes: Annotated[Size, Field(ge=64 * 2**20)] = 4 * 2**30
-    processes: Annotated[Count, Field(ge=8, le=100_000)] = 256
+    processes: Annotated[WholeNumber, Field(ge=8, le=100_000)] = 256
     disk_bytes: Annotated[Size, Field(ge=2**20)] = 2 * 2**30
-    files: Annotated[Count, Field(ge=1)] = 100_000
+    files: Annotated[WholeNumber, Field(ge=1)] = 100_000
     file_bytes: Annotated[Size, Field(ge=1)] | None = None
     """Of one file; absent: as much as all together."""
     output_bytes: Annotated[Size, Field(ge=4096)] = 8 * 2**20
@@ -68,7 +68,7 @@ class SandboxSettings(_Part):
     tmp_bytes: Annotated[Size, Field(ge=2**20)] = 2**30
     cpus: Annotated[float, Field(gt=0, le=4096, allow_inf_nan=False)] | None = None
     """CPUs at once; absent: all that there are."""
-    cpu_time: Annotated[Duration, Field(gt=0)] | None = None
+    cpu_time: Annotated[Seconds, Field(gt=0)] | None = None
     """CPU time of one run; absent: as much as it gets in its time."""
     at_most: Ceilings = Ceilings()
     """How far the `limits` of a task file may go; where it says nothing: as far as the settings above."""
@@ -236,7 +236,6 @@ def _is_server(parts: SplitResult) -> bool:
     )
 
 
-_Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/:-]{1,100}$")]
 _HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,100}$")]
 _HeaderValue = Annotated[str, Field(max_length=2000, pattern=r"^[\x20-\x7e]*$")]
 
@@ -264,7 +263,7 @@ class NotifySettings(_Part):
     """A file that holds it, from the home or absolute, of mode 0600."""
     key_credential: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")] | None = None
     """A file in /etc/labd/keys, for a lab that is installed."""
-    labels: Annotated[tuple[_Label, ...], Field(max_length=100)] = ()
+    labels: Annotated[tuple[Label, ...], Field(max_length=100)] = ()
     """Only of tasks that have one of these; none: of all."""
     campaigns: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
     """Only of what belongs to one of these; none: of all."""
@@ -357,7 +356,7 @@ class LoadSettings(_Part):
         return high, critical
 
 
-_Age = Annotated[Duration, Field(ge=3600)]
+_Age = Annotated[Seconds, Field(ge=3600)]
 
 
 class RetentionRule(_Part):

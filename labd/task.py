@@ -1,13 +1,11 @@
 """A task: what a task file may say, and the states that its directory gives it. Pure."""
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import PurePath, PurePosixPath
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    PlainSerializer,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -28,8 +25,34 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from labd.clock import from_iso, parse_duration, to_iso
 from labd.errors import TaskFileError
+from labd.fields import (
+    METRIC_NAME,
+    Amount,
+    AnyPath,
+    Globs,
+    HostPath,
+    InputName,
+    Labels,
+    Language,
+    Line,
+    Moment,
+    Name,
+    Seconds,
+    Stops,
+    Switch,
+    Text,
+    Thinking,
+    Variable,
+    WholeNumber,
+    Words,
+    distinct,
+    json_data,
+    matching,
+    one_or_many,
+    patience,
+    read_text,
+)
 from labd.limits import TaskLimits
 from labd.text import printable
 from labd.yamlfile import InvalidFile, check, load_yaml
@@ -53,22 +76,7 @@ class State(StrEnum):
         return self not in {State.PENDING, State.RUNNING}
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(float)]
 Role = Literal["ideas", "code", "write", "review"]
-METRIC_NAME = r"^[A-Za-z_][A-Za-z0-9_./-]{0,99}$"
-"""Of metrics, also those that other systems' experiments write."""
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-WholeNumber = Annotated[int, Field(strict=True)]
-Amount = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-
-MAX_TEXT_BYTES = 60_000
-"""Of one text of a command; the kernel takes 131,071 bytes at most. Source: execve(2), MAX_ARG_STRLEN."""
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
-# A shell, which starts a command, gives these a meaning of its own or will not have them set.
-_SHELLS_OWN = re.compile(r"_|IFS|OPTIND|PPID|E?UID|GROUPS|LINENO|PS4|ENV|SHELLOPTS|BASH.*")
-_ANY_PATH = re.compile(r"(?s)(?=.*[^/\s])[^\x00]{1,4095}")
-_LABEL = re.compile(r"[A-Za-z0-9._/:-]{1,100}")
-_INPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _KEYS_OF: Mapping[str, tuple[str, ...]] = {
     "research": (
         *("template", "researcher", "model", "num_ideas", "max_runs", "num_seeds", "metric"),
@@ -81,7 +89,6 @@ _KEYS_OF: Mapping[str, tuple[str, ...]] = {
     "prompts": ("input", "model", "system", "template", "reply_schema", "options", "max_errors"),
 }
 """Which keys a kind has beside those that all have."""
-_LANGUAGE = re.compile(r"[a-z]{2}")
 _MAX_SCHEMA_BYTES = 64 * 1024
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 # What a request holds beside options. An option of one of these names would replace it.
@@ -100,55 +107,6 @@ _REQUESTS_OWN = frozenset(
 )
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        msg = "a text, in quotes where YAML would read a number or true"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a message
-    if "\0" in value or len(value.encode()) > MAX_TEXT_BYTES:
-        msg = f"a text without NUL, of at most {MAX_TEXT_BYTES} bytes"
-        raise ValueError(msg)
-    return value
-
-
-def _words(value: object) -> object:
-    """One text where a list of texts is wanted is a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
-def _matching(pattern: re.Pattern[str], wanted: str) -> Callable[[str], str]:
-    def fits(value: str) -> str:
-        if not pattern.fullmatch(value):
-            raise ValueError(wanted)
-        return value
-
-    return fits
-
-
-def _variable(name: str) -> str:
-    if name.startswith("LABD_") or name == "CUDA_VISIBLE_DEVICES":
-        msg = "another name: labd sets this variable itself"
-        raise ValueError(msg)
-    if _SHELLS_OWN.fullmatch(name):
-        msg = "another name: this variable is the shell's own"
-        raise ValueError(msg)
-    return name
-
-
-def _absolute(value: str) -> str:
-    if not value.startswith("/") or len(value.encode()) > 4095:
-        msg = "an absolute path, such as /data/mnist"
-        raise ValueError(msg)
-    return value
-
-
-def _glob(value: str) -> str:
-    path = PurePosixPath(value)
-    if not path.parts or path.is_absolute() or ".." in path.parts or len(value) > 1000:
-        msg = "a relative pattern without .., such as `checkpoints/*.pt` or `**/*.csv`"
-        raise ValueError(msg)
-    return value
-
-
 def _task_reference(value: str) -> str:
     name = value if value.endswith(SUFFIXES) else value + SUFFIXES[0]
     if "/" in name or not is_task_name(name) or name_problem(name):
@@ -157,62 +115,11 @@ def _task_reference(value: str) -> str:
     return task_id(name)
 
 
-def _some(most: int) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
-    def fits(values: tuple[str, ...]) -> tuple[str, ...]:
-        if not 1 <= len(values) <= most or not values[0].strip():
-            msg = f"a list of one to {most} texts, the first not empty"
-            raise ValueError(msg)
-        return values
-
-    return fits
-
-
-def _program(values: tuple[str, ...]) -> tuple[str, ...]:
-    if values[0].startswith("-"):
-        msg = "a program as the first word, without - in front"
-        raise ValueError(msg)
-    return values
-
-
-def _stops(values: tuple[str, ...]) -> tuple[str, ...]:
-    if not 1 <= len(values) <= 16 or not all(values):
-        msg = "one to 16 texts, none of them empty"
-        raise ValueError(msg)
-    return values
-
-
-def _thinking(value: object) -> object:
-    level = isinstance(value, str) and value in {"low", "medium", "high"}
-    if not (level or isinstance(value, bool)):
-        msg = "true, false, low, medium or high"
-        raise ValueError(msg)
-    return value
-
-
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(values))
-
-
 def _name_or_prompt(
     value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo
 ) -> str:
     """Take a name, or in a task of prompts the text of a prompt."""
-    return _text(value) if info.data.get("kind") == "prompts" else str(handler(value))
-
-
-def _json_data(most_bytes: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def fits(value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            size_bytes = len(json.dumps(value, allow_nan=False))
-        except ValueError:
-            msg = "finite numbers only"
-            raise ValueError(msg) from None
-        if size_bytes > most_bytes:
-            msg = f"at most {most_bytes} bytes as JSON"
-            raise ValueError(msg)
-        return value
-
-    return fits
+    return read_text(value) if info.data.get("kind") == "prompts" else str(handler(value))
 
 
 def _servers_own(name: str) -> str:
@@ -222,66 +129,6 @@ def _servers_own(name: str) -> str:
     return name
 
 
-def moment(value: object) -> datetime:
-    """Read a time with its zone; give it in UTC.
-
-    Raises:
-        ValueError: it is none, with what is wanted.
-
-    """
-    wanted = "a time with its zone, such as 2026-11-23T08:00:00+09:00 or 2026-11-22T23:00:00Z"
-    if not isinstance(value, str):
-        raise ValueError(wanted)  # noqa: TRY004 - pydantic turns only ValueError into a message
-    try:
-        naive = datetime.fromisoformat(value).tzinfo is None
-        read = None if naive else from_iso(value).astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(wanted) from error
-    if read is None:
-        msg = f"{wanted}: this one has no zone"
-        raise ValueError(msg)
-    return read
-
-
-def _patience(value: object) -> float:
-    """Read a time limit that may be none: 0 and null."""
-    # A tuple, because a value may be a list, which no set can be asked for.
-    if value is None or (not isinstance(value, bool) and value in (0, "0")):
-        return 0.0
-    try:
-        return parse_duration(value if isinstance(value, int | float) else str(value))
-    except ValueError as error:
-        msg = f"{error}, or 0 for no limit"
-        raise ValueError(msg) from error
-
-
-def _switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        msg = "true or false"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a message
-    return value
-
-
-Patience = Annotated[float, BeforeValidator(_patience)]
-"""Seconds; 0: no limit."""
-Text = Annotated[str, BeforeValidator(_text)]
-Line = Annotated[Text, AfterValidator(_matching(re.compile(r"(?s).*\S.*"), "a command"))]
-Words = Annotated[tuple[Text, ...], AfterValidator(_some(1000)), AfterValidator(_program)]
-Variable = Annotated[
-    str,
-    AfterValidator(
-        _matching(_VARIABLE, "a variable's name: letters, digits and _, no digit first")
-    ),
-    AfterValidator(_variable),
-]
-HostPath = Annotated[Text, AfterValidator(_absolute)]
-InputName = Annotated[
-    str, AfterValidator(_matching(_INPUT_NAME, "a name of letters, digits, . _ and -"))
-]
-Label = Annotated[
-    Text, AfterValidator(_matching(_LABEL, "a label of letters, digits and . _ - / :, up to 100"))
-]
-Glob = Annotated[Text, AfterValidator(_glob)]
 Reference = Annotated[Text, AfterValidator(_task_reference)]
 
 
@@ -312,23 +159,21 @@ class PromptOptions(BaseModel):
     top_p: Annotated[Amount, Field(gt=0, le=1)] | None = None
     top_k: Annotated[WholeNumber, Field(ge=0, le=1_000_000)] | None = None
     seed: Annotated[WholeNumber, Field(ge=0, lt=2**31)] | None = None
-    stop: Annotated[tuple[Text, ...], BeforeValidator(_words), AfterValidator(_stops)] | None = (
-        None
-    )
-    think: Annotated[bool | str, BeforeValidator(_thinking)] | None = None
-    allow_cut: Annotated[bool, BeforeValidator(_switch)] | None = None
+    stop: Stops | None = None
+    think: Thinking | None = None
+    allow_cut: Switch | None = None
     more: (
         Annotated[
             dict[
                 Annotated[
                     str,
-                    AfterValidator(_matching(_OPTION, "an option's name")),
+                    AfterValidator(matching(_OPTION, "an option's name")),
                     AfterValidator(_servers_own),
                 ],
                 Any,
             ],
             Field(max_length=100),
-            AfterValidator(_json_data(10_000)),
+            AfterValidator(json_data(10_000)),
         ]
         | None
     ) = None
@@ -355,19 +200,16 @@ class TaskSpec(BaseModel):
     """One of the sizes that the template can be run in; ``None``: its first."""
     search: Literal["linear", "climb", "tree"] | None = None
     """How the next code to change is picked; ``None``: ``tree``."""
-    control: Annotated[bool, BeforeValidator(_switch)] | None = None
+    control: Switch | None = None
     """Whether a search without a model gets as many trials, for comparison."""
     max_tokens_total: Annotated[WholeNumber, Field(ge=1)] | None = None
     """Tokens of all prompts and replies together."""
     max_hours: Annotated[Amount, Field(gt=0, le=10_000)] | None = None
     """After so long the task ends with what it has; `timeout` ends it whatever it has."""
     num_reviews: Annotated[WholeNumber, Field(ge=0, le=20)] | None = None
-    improve: Annotated[bool, BeforeValidator(_switch)] | None = None
+    improve: Switch | None = None
     """Whether the paper is revised once after its reviews, and reviewed again."""
-    language: (
-        Annotated[str, AfterValidator(_matching(_LANGUAGE, "two letters, such as en or ko"))]
-        | None
-    ) = None
+    language: Language | None = None
     """Of the paper."""
     run: (
         Annotated[
@@ -383,17 +225,15 @@ class TaskSpec(BaseModel):
         default_factory=dict
     )
     """Places of the host by name; a command sees each at ``/inputs/<name>``, read-only."""
-    outputs: Annotated[tuple[Glob, ...], BeforeValidator(_words), AfterValidator(_some(100))] = (
-        "**",
-    )
+    outputs: Globs = ("**",)
     """Patterns of what is kept of a command's files. The default keeps all."""
-    network: Annotated[bool, BeforeValidator(_switch)] = False
-    input: Annotated[Text, AfterValidator(_matching(_ANY_PATH, "a file's path"))] | None = None
+    network: Switch = False
+    input: AnyPath | None = None
     """A file of prompts, one JSON value a line. ``None`` in other kinds only."""
     system: Text | None = None
     """The system message of each prompt, plain or Jinja."""
     reply_schema: (
-        Annotated[dict[str, Any], AfterValidator(_json_data(_MAX_SCHEMA_BYTES))] | None
+        Annotated[dict[str, Any], AfterValidator(json_data(_MAX_SCHEMA_BYTES))] | None
     ) = Field(None, alias="schema")
     """The JSON schema that each reply has to fit."""
     options: PromptOptions = PromptOptions()
@@ -402,7 +242,7 @@ class TaskSpec(BaseModel):
     seed: Annotated[WholeNumber, Field(ge=0, lt=2**31)] = 0
     priority: Annotated[WholeNumber, Field(ge=-1000, le=1000)] = 0
     timeout: Seconds | None = None
-    stuck_after: Annotated[float | None, BeforeValidator(_patience)] = None
+    stuck_after: Annotated[float | None, BeforeValidator(patience)] = None
     """For how long nothing of it may move before it is taken for stuck; 0: for ever; ``None``: as the settings say."""
     limits: TaskLimits = TaskLimits()
     """What each run of it may use, beside its time."""
@@ -411,20 +251,15 @@ class TaskSpec(BaseModel):
     num_cpus: Annotated[Amount, Field(gt=0, le=4096)] = 1.0
     num_nodes: Annotated[WholeNumber, Field(ge=1, le=64)] = 1
     """On how many machines its runs may go on at once, where others leave room; each gives `num_cpus` and `num_gpus`."""
-    labels: Annotated[
-        tuple[Label, ...],
-        BeforeValidator(_words),
-        Field(max_length=20),
-        AfterValidator(_distinct),
-    ] = ()
+    labels: Labels = ()
     after: Annotated[
         tuple[Reference, ...],
-        BeforeValidator(_words),
+        BeforeValidator(one_or_many),
         Field(max_length=100),
-        AfterValidator(_distinct),
+        AfterValidator(distinct),
     ] = ()
     """Ids of tasks that have to be done before this one starts."""
-    not_before: Annotated[datetime, BeforeValidator(moment), PlainSerializer(to_iso)] | None = None
+    not_before: Moment | None = None
     """In UTC."""
 
     @field_validator(*{key for keys in _KEYS_OF.values() for key in keys}, mode="before")

@@ -141,7 +141,6 @@ def _refuse_dead(daemon: "subprocess.Popen[bytes] | None", view: TaskView) -> No
 
 def _tell(lab: Lab, view: TaskView, took_s: float) -> None:
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-    directory = lab.results_dir(view.id)
     if view.state is not State.DONE:
         out.print(
             f"{printable(view.id)}: {view.state.value} after {print_duration(took_s)}",
@@ -153,15 +152,5 @@ def _tell(lab: Lab, view: TaskView, took_s: float) -> None:
     out.print(f"{printable(view.id)}: done in {print_duration(took_s)}", markup=False)
     for line in (lab.result(view.id) or {}).get("summary", []):
         out.print(f"  {printable(str(line), 400)}", markup=False)
-    for name in (
-        "paper.pdf",
-        "paper.html",
-        "paper.md",
-        "paper.tex",
-        "output.jsonl",
-        "errors.jsonl",
-        "files",
-        "result.json",
-    ):
-        if (directory / name).exists():
-            out.print(f"  {directory / name}", markup=False, soft_wrap=True)
+    for path in lab.outputs(view.id):
+        out.print(f"  {path}", markup=False, soft_wrap=True)

@@ -4,13 +4,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
 from labd.archive import Archive
+from labd.sandbox import Sandbox
 from labd.settings import Home
 from labd.spool import Spool
+from tests.boxes import make_sandbox
 from tests.factories import write_settings
 from tests.processes import DaemonProcess
 
@@ -29,6 +32,29 @@ def home(tmp_path: Path) -> Home:
     Spool(the_home.spool).prepare()
     Archive(the_home.results).prepare()
     return the_home
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    """A sandbox as tests have it: with the gaps that they accept."""
+    return make_sandbox()
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A working directory for one run."""
+    path = tmp_path / "work"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
+    """A certificate authority that this process trusts, as if the machine's administrator had added it."""
+    made = trustme.CA()
+    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return made
 
 
 @pytest.fixture

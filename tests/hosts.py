@@ -91,12 +91,13 @@ def _namespace() -> Iterator[int]:
         ["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     ) as holder:
         try:
-            mine = _net_of(os.getpid())
-            wait_until(lambda: _net_of(holder.pid) != mine, 10, "a network namespace")
+            mine = net_of(os.getpid())
+            wait_until(lambda: net_of(holder.pid) != mine, 10, "a network namespace")
             yield holder.pid
         finally:
             holder.kill()
 
 
-def _net_of(pid: int) -> str:
+def net_of(pid: int) -> str:
+    """Name the network namespace of a process."""
     return str(Path(f"/proc/{pid}/ns/net").readlink())

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,13 @@ T = TypeVar("T")
 POLL_S = 0.02
 COSTLY_S = 0.5
 """Between two looks that start a process each: without a pause they would take a core from what they wait for."""
+
+
+def free_port() -> int:
+    """Give a port of the loopback that nobody has just now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def wait_until(

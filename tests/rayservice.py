@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from tests.hosts import LOOPBACK, Host
-from tests.processes import wait_until
+from tests.processes import free_port, wait_until
 
 _RAY = str(Path(sys.executable).parent / "ray")
 _STARTED = "Ray runtime started"
@@ -59,7 +58,7 @@ class RayService:
         token = self._temp / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        self.address = f"{host.address}:{_free_port()}"
+        self.address = f"{host.address}:{free_port()}"
         self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         if host is LOOPBACK:
             self.env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -71,7 +70,7 @@ class RayService:
                 *(*self._host.enter, _RAY, "start", "--head", "--block"),
                 f"--node-ip-address={self._host.address}",
                 *("--disable-usage-stats", "--include-dashboard=false", "--no-monitor"),
-                *("--include-log-monitor=false", f"--ray-client-server-port={_free_port()}"),
+                *("--include-log-monitor=false", f"--ray-client-server-port={free_port()}"),
                 *(f"--port={self.address.split(':')[1]}", f"--temp-dir={self._temp}"),
                 *(f"--num-cpus={self._num_cpus:g}", f"--num-gpus={self._num_gpus:g}"),
                 f"--object-store-memory={_OBJECT_STORE_BYTES}",
@@ -160,12 +159,6 @@ def _end(node: subprocess.Popen[bytes]) -> None:
 
     wait_until(gone, 20, "the end of a Ray node")
     node.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _node(address: str, host: str, num_cpus: float, num_gpus: float) -> None:

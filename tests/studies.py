@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from labd.research.evidence import values_of
 from labd.research.record import Claim, Run, TrialStatus, Verdict
 from labd.research.stats import compare, no_candidate
 from labd.research.study import Ablation, Control, Idea, ModelUse, Role, Study, Trial
@@ -45,10 +46,6 @@ def make_arm(name: str, level: float, count: int = 10, **over: Any) -> list[Run]
         )
         for i in range(count)
     ]
-
-
-def values(runs: list[Run]) -> list[float]:
-    return [run.value for run in runs if run.value is not None]
 
 
 def make_trial(number: int, value: float | None, **over: Any) -> Trial:
@@ -102,7 +99,9 @@ def make_idea(number: int, **over: Any) -> Idea:
 
 def judged(one: list[Run], two: list[Run], comparisons: int = 6) -> Claim:
     """Compare two arms as a task does."""
-    return compare(values(one), values(two), better="higher", planned=10, comparisons=comparisons)
+    return compare(
+        values_of(one), values_of(two), better="higher", planned=10, comparisons=comparisons
+    )
 
 
 def make_control() -> Control:
@@ -183,13 +182,13 @@ def studies() -> dict[str, Study]:
         "worse": ended(judged(base, low), confirm_best=low),
         "no_trial_better": ended(
             no_candidate(
-                values(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=6
+                values_of(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=6
             ),
             **nothing,
         ),
         "nothing_ran": ended(
             no_candidate(
-                values(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=1
+                values_of(base), verdict=Verdict.NO_IMPROVEMENT, reason=none_better, comparisons=1
             ),
             trials=[],
             ideas=[make_idea(1, source="fallback")],

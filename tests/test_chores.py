@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import structlog
 
 from labd.daemon.chores import Chores, Done
+from tests.processes import wait_until
 
 SLEEPS = "import time; print('began', flush=True); time.sleep(600)"
 DEADLINE_S = 20.0
@@ -24,19 +24,7 @@ def chores(tmp_path: Path, script: str, **more: float) -> Chores:
 
 
 def turned(mine: Chores) -> list[Done]:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline_s:
-        if done := mine.turn():
-            return done
-        time.sleep(0.01)
-    pytest.fail("no chore ended in time")
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    return wait_until(mine.turn, what="the end of a chore")
 
 
 def test_a_chore_is_labd_with_its_home_and_arguments_and_says_how_it_ended(tmp_path: Path) -> None:
@@ -91,7 +79,7 @@ def test_the_lock_is_the_childs_own(tmp_path: Path) -> None:
         assert not after.start("one", [], timeout_s=60)
     finally:
         left.kill()
-    wait_for(lambda: after.start("one", [], timeout_s=60))
+    wait_until(lambda: after.start("one", [], timeout_s=60))
     assert turned(after) == [Done("one", 0, "hello")]
 
 
@@ -103,12 +91,12 @@ def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -
     mine = chores(tmp_path, script)
     assert mine.start("one", [], timeout_s=0.5)
     output = tmp_path / "chores-one.log"
-    wait_for(lambda: output.read_text().strip() or not mine.next_s)
+    wait_until(lambda: output.read_text().strip() or not mine.next_s)
     child = int(output.read_text())
     [done] = turned(mine)
     assert done.code == -15
     assert done.said == f"took longer than 0.5 s; said last: {child}"
-    wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
 
 
 def test_closing_ends_what_is_under_way_and_says_so(tmp_path: Path) -> None:
@@ -151,7 +139,7 @@ def test_closing_does_not_hang_on_what_cannot_be_killed_and_does_not_raise(tmp_p
         assert mine.start("other", [str(let_go)], timeout_s=600)
         for name in ("one", "other"):
             said = tmp_path / f"chores-{name}.log"
-            wait_for(partial(_says, said))
+            wait_until(partial(_says, said))
             if said.read_text().strip() != "held":
                 pytest.skip("processes may not trace each other here")
         mine.close()

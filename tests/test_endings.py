@@ -12,7 +12,7 @@ from labd.daemon import Daemon
 from labd.log import stderr_logger
 from labd.settings import Home
 from tests.stepped import How
-from tests.test_moves import Moves, text
+from tests.test_moves import Moves, ended, text
 
 pytestmark = pytest.mark.sandbox
 
@@ -57,12 +57,6 @@ def at_each_call(
                 return
             yield lab
     pytest.fail("there was no end of calls")
-
-
-def ended(lab: Moves) -> None:
-    """Bring a task to where the engine's word of its end comes with the next tick."""
-    lab.running()
-    lab.engine.finish("x")
 
 
 def lost(lab: Moves) -> None:

@@ -77,11 +77,6 @@ HOSTILE = """
 """
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return make_sandbox()
-
-
 @pytest.fixture
 def hostile(tmp_path: Path) -> Template:
     modes = {"type": "categorical", "choices": ["ok", "crash"], "baseline": "ok"}

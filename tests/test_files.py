@@ -14,6 +14,7 @@ import pytest
 from labd.errors import JournalError, TimedOut
 from labd.files import (
     JsonLines,
+    json_objects,
     open_for_writing_elsewhere,
     read_json_lines,
     rename_noreplace,
@@ -48,6 +49,11 @@ def test_a_torn_last_line_is_left_out_and_cut_before_the_next(tmp_path: Path, to
     with JsonLines(path) as lines:
         lines.append({"n": 3})
     assert list(read_json_lines(path)) == [{"n": 1}, {"n": 3}]
+
+
+def test_lines_that_may_be_anything_give_the_objects_among_them() -> None:
+    raw = b'd": 0}\n{"n": 1}\n[2]\n\xff\n' + b"[" * 100_000 + b'\n{"n": 3}\n{"n": 4'
+    assert list(json_objects(raw)) == [{"n": 1}, {"n": 3}]
 
 
 def test_a_bad_line_in_the_middle_is_told_with_its_number(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -24,6 +23,7 @@ from labd.page.words import Words
 from labd.settings import Home
 from tests.factories import write_settings
 from tests.hygiene_docs import unbounded
+from tests.processes import wait_until
 from tests.test_cli import labd
 from tests.test_retention import add, make_lab
 
@@ -171,7 +171,7 @@ def test_a_log_that_others_append_to_is_cut_and_they_go_on(tmp_path: Path) -> No
     assert writer.stdin is not None
     writer.stdin.write(b"old line\n" * 2000)
     writer.stdin.flush()
-    wait_for(lambda: path.stat().st_size == 18_000)
+    wait_until(lambda: path.stat().st_size == 18_000)
     cut_log(path, 10_000)
     assert path.stat().st_size == 0
     assert path.with_suffix(".old").stat().st_size == 10_000
@@ -192,13 +192,6 @@ def test_the_daemon_cuts_logs_in_its_turn(tmp_path: Path) -> None:
     mine.turn()
     assert log.stat().st_size == 0
     assert mine.next_s > time.monotonic()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def test_of_rays_logs_those_of_processes_that_ended_go_but_for_the_last(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "labd"
 
 GROUND = {"errors", "clock", "text"}
-FILES = GROUND | {"files", "trees", "yamlfile", "limits"}
+FILES = GROUND | {"files", "trees", "yamlfile", "fields", "limits"}
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
     "clock": set(),
@@ -22,7 +22,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "journald": set(),
     "log": {"journald"},
     "task": FILES,
-    "settings": FILES | {"task", "promises"},
+    "settings": FILES | {"promises"},
     "spool": FILES | {"task"},
     "archive": FILES | {"task"},
     "journal": FILES,
@@ -30,7 +30,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "llm": FILES | {"apikey", "nvml"},
     "literature": FILES | {"apikey", "template"},
     "promises": set(),
-    "limits": {"clock"},
+    "fields": {"clock"},
+    "limits": {"fields"},
     "sandbox": FILES | {"promises"},
     "template": FILES | {"task"},
     "command": FILES | {"task", "sandbox", "nvml", "packing"},

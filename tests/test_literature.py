@@ -284,15 +284,6 @@ def test_an_address_that_is_none_is_a_reason(url: str, tmp_path: Path) -> None:
     assert (found.answered, set(found.failed)) == ((), {"arxiv"})
 
 
-@pytest.fixture
-def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """An authority that this process trusts beside no other."""
-    made = trustme.CA()
-    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    return made
-
-
 @pytest.mark.parametrize(("name", "is_trusted"), [("127.0.0.1", True), ("example.org", False)])
 def test_a_server_has_to_prove_its_name(
     name: str, *, is_trusted: bool, authority: trustme.CA, tmp_path: Path

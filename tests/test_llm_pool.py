@@ -116,10 +116,6 @@ def peak(server: RunningServer) -> int:
     return int(server.counters()["models"].get("alpha:latest", {}).get("in_flight_peak", 0))
 
 
-def loaded(server: RunningServer) -> list[str]:
-    return [model["name"] for model in server.get("/api/ps")["models"]]
-
-
 def test_replies_say_where_they_came_from() -> None:
     with (
         running_ollama("--model=alpha") as node,
@@ -178,7 +174,7 @@ def test_models_take_turns_and_are_unloaded_before_the_next_one_comes() -> None:
         one = stack.enter_context(pool(call, "one"))
         for model in ("alpha", "beta", "alpha"):
             one.chat(HELLO, options(model))
-            assert loaded(node) == [f"{model}:latest"]
+            assert node.loaded() == [f"{model}:latest"]
         assert node.total("loads") == 3
 
 
@@ -327,11 +323,11 @@ def test_experiments_have_the_gpus_alone_and_models_come_back_after_them() -> No
         wait_until(lambda: reported(call)["models"][0]["vram_bytes"] > 1)
         threads = stack.enter_context(ThreadPoolExecutor(1))
         with experiment.gpus([0], limit_s=60):
-            assert loaded(node) == []
+            assert node.loaded() == []
             waiting = threads.submit(llm.chat, HELLO, options())
             time.sleep(0.5)  # nothing to wait for: it must not happen
             assert not waiting.done()
-            assert loaded(node) == []
+            assert node.loaded() == []
         assert waiting.result(30).output_tokens > 0
 
 
@@ -342,7 +338,7 @@ def test_experiments_on_other_gpus_or_nodes_leave_models_alone() -> None:
         llm = stack.enter_context(pool(call, "llm"))
         llm.chat(HELLO, options())
         with llm.gpus([0], limit_s=60):
-            assert loaded(node) == ["alpha:latest"]
+            assert node.loaded() == ["alpha:latest"]
 
 
 def test_a_request_that_is_not_wanted_any_more_ends_at_once_while_it_waits() -> None:
@@ -433,7 +429,7 @@ def test_a_new_broker_loads_no_model_under_a_running_experiment() -> None:
             waiting = threads.submit(llm.chat, HELLO, options())
             wait_until(lambda: call("report")["waiting"])
             time.sleep(2.5)  # nothing to wait for: it must not happen
-            assert loaded(node) == []
+            assert node.loaded() == []
         assert waiting.result(30).output_tokens > 0
 
 

@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -375,14 +374,10 @@ def test_what_is_no_header_is_a_mistake_in_the_settings(header: dict[str, str]) 
         pass
 
 
-@pytest.fixture
-def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[trustme.CA]:
-    """A certificate authority that this process trusts, as if the machine's administrator had added it."""
-    made = trustme.CA()
-    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+@pytest.fixture(autouse=True)
+def _no_context_of_others() -> Iterator[None]:
     link.tls_context.cache_clear()
-    yield made
+    yield
     link.tls_context.cache_clear()
 
 

@@ -118,10 +118,6 @@ def load(server: RunningServer) -> None:
     LOOPBACK.get(f"{server.url}/api/generate", LOAD)
 
 
-def loaded(server: RunningServer) -> list[str]:
-    return [model["name"] for model in server.get("/api/ps")["models"]]
-
-
 class TwoNodes:
     """A Ray that is a service, with one more node; each has an Ollama of its own, and the far one has a key too."""
 
@@ -176,7 +172,7 @@ def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
         [endpoint] = found[local]["endpoints"]
         assert (endpoint["url"], endpoint["name"]) == (server.url, found[local]["name"])
     assert lab.run_on_gpu("train") == []
-    assert loaded(far) == []
+    assert far.loaded() == []
 
     for server in (here, far):
         load(server)
@@ -194,7 +190,7 @@ def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
     assert lab.run_on_gpu("train-again") == []  # before anybody has seen what is on the new node
     [endpoint] = lab.wait_nodes(2)[False]["endpoints"]
     assert endpoint["url"] == far.url
-    assert loaded(far) == []
+    assert far.loaded() == []
 
 
 @pytest.mark.skipif(bool(why_no_hosts()), reason=why_no_hosts() or "there can be")

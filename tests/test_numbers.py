@@ -1,6 +1,7 @@
 """Numbers by reference: what is printed was recorded, and comes out as plain text."""
 
 import string
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labd.errors import ResearchError
+from labd.research import numbers
 from labd.research.numbers import (
     MAX_TEMPLATE_CHARS,
     Reference,
@@ -17,6 +19,7 @@ from labd.research.pandoc import Limits, read_markdown
 from labd.research.printing import escape_markdown, show_number
 from tests.typed import untraced
 
+LAYOUT = Path(numbers.__file__).parent / "layout"
 CONTEXT: dict[str, Any] = {
     "best": {"accuracy": {"mean": 0.97312, "n": 10}, "p": 0.0001, "difference": -0.01234},
     "trials": [
@@ -358,3 +361,8 @@ def test_digits_in_prose_are_found_with_their_line() -> None:
 )
 def test_code_names_and_references_are_no_typed_numbers(template: str) -> None:
     assert untraced(template) == []
+
+
+@pytest.mark.parametrize("path", sorted(LAYOUT.glob("*.md.j2")), ids=lambda path: path.name)
+def test_the_layouts_of_papers_type_no_number(path: Path) -> None:
+    assert untraced(path.read_text()) == []

@@ -37,7 +37,8 @@ from labd.timeline import add_lines
 from labd.trials import Trial, trials_of, trials_of_steps
 from tests.campaign_scene import NODES, NOW, put_campaigns, put_tasks
 from tests.factories import task_text, write_settings
-from tests.pages import PageProcess, free_port
+from tests.pages import PageProcess
+from tests.processes import free_port
 
 pytestmark = pytest.mark.xdist_group("page")
 HOSTILE = (

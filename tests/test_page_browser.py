@@ -17,8 +17,8 @@ from labd.spool import Spool
 from tests.campaign_scene import put_campaigns
 from tests.conftest import REPO
 from tests.factories import task_text, write_settings
-from tests.pages import CHROMIUM, PageProcess, free_port
-from tests.processes import DaemonProcess, wait_until
+from tests.pages import CHROMIUM, PageProcess
+from tests.processes import DaemonProcess, free_port, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

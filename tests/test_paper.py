@@ -9,7 +9,6 @@ import pypdf
 import pytest
 
 from labd.errors import ResearchError
-from labd.research import paper as paper_module
 from labd.research.paper import NUMBERS_FILE, draft_paper, write_paper
 from labd.research.record import Importance, ResearchRecord
 from labd.template import Metric
@@ -26,10 +25,8 @@ from tests.records import (
     verdict_records,
 )
 from tests.test_render import assert_inert, pdf_text
-from tests.typed import untraced
 
 RECORDS = verdict_records()
-LAYOUT = Path(paper_module.__file__).with_name("layout")
 
 
 @pytest.fixture
@@ -132,11 +129,6 @@ def look_up(context: Any, path: str) -> Any:
     for name, key, index in re.findall(r"(?:^|\.)(\w+)|\['([^']*)'\]|\[(\d+)\]", path):
         value = value[int(index)] if index else value[name or key]
     return value
-
-
-def test_the_templates_type_no_number() -> None:
-    for name in ("paper_sweep.md.j2", "paper_sweep_abstract.md.j2"):
-        assert untraced((LAYOUT / name).read_text()) == []
 
 
 def test_the_sources_of_all_numbers_lie_beside_the_paper(results: Path) -> None:

@@ -10,7 +10,6 @@ import pypdf
 import pytest
 
 from labd.journal import Journal
-from labd.research import paper as paper_module
 from labd.research.facts import fact_context
 from labd.research.paper import NUMBERS_FILE
 from labd.research.paper_briefing import SECTION_ORDERS
@@ -38,10 +37,8 @@ from tests.records import make_provenance
 from tests.studies import HUNK, REFERENCES, make_idea, make_study, make_trial, studies
 from tests.test_paper import look_up
 from tests.test_render import assert_inert, pdf_text
-from tests.typed import untraced
 from tests.writers import BEHAVIOURS, GOOD, KOREAN, TITLE, Speaks, good, make_asker, says
 
-LAYOUT = Path(paper_module.__file__).with_name("layout")
 STUDIES = studies()
 OUTCOMES = {
     "improved": ("an improvement", "The selected change improves on the baseline."),
@@ -153,13 +150,6 @@ def test_every_number_in_the_paper_traces_to_the_record(
     for reference in paper.references:
         if not reference.path.startswith("paper.") and "(name)" not in reference.path:
             assert look_up(context, reference.path) == reference.value
-
-
-@pytest.mark.parametrize(
-    "name", ["paper_study.md.j2", "paper_study_abstract.md.j2", "paper_study_prose.md.j2"]
-)
-def test_the_layouts_type_no_number(name: str) -> None:
-    assert untraced((LAYOUT / name).read_text()) == []
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "improved"])

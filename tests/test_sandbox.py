@@ -10,13 +10,11 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -27,7 +25,8 @@ from labd.sandbox import Ending, Limits, Sandbox, SandboxConfig, SandboxResult, 
 from labd.sandbox.cgroup import find_base
 from labd.sandbox.gaps import of_probe, of_start
 from labd.sandbox.output import Output
-from tests.boxes import ACCEPTED_GAPS, make_sandbox
+from tests.boxes import ACCEPTED_GAPS
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.sandbox
 
@@ -41,20 +40,7 @@ QUICK = Limits(
     tmp_bytes=64 * MIB,
 )
 SYSTEM_PYTHON = "/usr/bin/python3"
-T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return make_sandbox()
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    path = tmp_path / "work"
-    path.mkdir()
-    return path
 
 
 @pytest.fixture
@@ -102,14 +88,6 @@ def is_dead(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 20) -> T:
-    deadline_s = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, f"waited {timeout_s} s for {what}"
-        time.sleep(0.01)
-    return value
 
 
 def test_this_host_keeps_every_promise(sandbox: Sandbox) -> None:
@@ -405,8 +383,10 @@ def test_signals_that_we_block_are_not_blocked_in_a_run(
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run_blocked)
         try:
-            wait_for(lambda: pids_with(marker), "the run")
-            wait_for(lambda: not any(blocks(each.pid) for each in whole_tree()), "free signals")
+            wait_until(lambda: pids_with(marker), what="the run")
+            wait_until(
+                lambda: not any(blocks(each.pid) for each in whole_tree()), what="free signals"
+            )
         finally:
             cancelled.set()
         assert blocked <= future.result(20)
@@ -418,7 +398,7 @@ def test_the_user_outside_is_never_root(sandbox: Sandbox, work: Path, marker: st
         argv = ["sh", "-c", "sleep 60; :", marker]
         future = pool.submit(sandbox.run, argv, workdir=work, limits=QUICK, cancelled=cancelled)
         try:
-            wait_for(lambda: pids_with(marker), "the run")
+            wait_until(lambda: pids_with(marker), what="the run")
             # bubblewrap, the shell that waits, and the command.
             tree = [each.pid for each in sandboxes_of(os.getpid())]
             assert len(tree) >= 3
@@ -873,12 +853,12 @@ def test_the_whole_tree_dies_with_a_killed_daemon(work: Path, marker: str) -> No
     script = "(setsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' $0 &) ; sleep 60; :"
     with drive([sys.executable], work, ["sh", "-c", script, marker]) as daemon:
         # The shell and its detached child.
-        wait_for(lambda: len(commands_of(daemon.pid, marker)) >= 2, "the run")
+        wait_until(lambda: len(commands_of(daemon.pid, marker)) >= 2, what="the run")
         tree = sandboxes_of(daemon.pid)
         assert len(tree) >= 4
         daemon.kill()
         daemon.wait(20)
-        wait_for(lambda: all(is_dead(each) for each in tree), "the end of the tree")
+        wait_until(lambda: all(is_dead(each) for each in tree), what="the end of the tree")
         assert pids_with(marker) == []
 
 
@@ -886,7 +866,7 @@ def test_an_interrupted_caller_leaves_nothing_behind(work: Path, marker: str) ->
     with drive(
         [sys.executable], work, ["sh", "-c", "trap '' INT TERM; sleep 60; :", marker]
     ) as daemon:
-        wait_for(lambda: commands_of(daemon.pid, marker), "the run")
+        wait_until(lambda: commands_of(daemon.pid, marker), what="the run")
         tree = sandboxes_of(daemon.pid)
         assert len(tree) >= 3
         daemon.send_signal(signal.SIGINT)
@@ -1145,7 +1125,7 @@ def test_a_sandbox_that_somebody_kills_is_no_doing_of_its_command(
         return [p for p in psutil.Process().children() if p.name() == "bwrap"]
 
     def kill_the_outer_one() -> None:
-        wait_for((tmp_path / "ready").exists, "the run")
+        wait_until((tmp_path / "ready").exists, what="the run")
         (bwrap,) = outer()
         bwrap.kill()
 

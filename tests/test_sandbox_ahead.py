@@ -22,21 +22,16 @@ from labd.sandbox.output import Output
 from labd.sandbox.script import script
 from labd.sandbox.supervise import Order
 from tests.boxes import make_sandbox
+from tests.processes import wait_until
 from tests.test_sandbox import (
     MIB,
     QUICK,
     REPOSITORY,
     is_dead,
     sandboxes_of,
-    wait_for,
 )
 
 pytestmark = pytest.mark.sandbox
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return make_sandbox()
 
 
 @pytest.fixture
@@ -252,11 +247,11 @@ def test_one_that_somebody_killed_is_noticed_and_not_used(
 ) -> None:
     victims = [p for p in sandboxes_of(os.getpid()) if (p.name() == "bwrap") == (whom == "bwrap")]
     victims[0].kill()
-    wait_for(lambda: is_dead(victims[0]), "its death")
+    wait_until(lambda: is_dead(victims[0]), what="its death")
     result = sandbox.run(["echo", "alive"], workdir=tmp_path / "w", limits=QUICK, ahead=ahead)
     assert (result.ending, result.exit_code, result.output) == (Ending.EXITED, 0, "alive\n")
     assert (tmp_path / "w").stat().st_uid == os.geteuid()
-    wait_for(lambda: not waiting(base), "the end of the first")
+    wait_until(lambda: not waiting(base), what="the end of the first")
     primed(ahead)
     served(ahead, base, sandbox, tmp_path / "again", "true")
 
@@ -276,7 +271,7 @@ def test_one_killed_after_its_directory_was_handed_out_is_not_used_either(
         fd = os.open(work, os.O_RDONLY)
         order = Order(script(command, {}, "/work"), QUICK, fd, output, threading.Event())
         future = pool.submit(spare.run, order)
-        wait_for(lambda: spare._went, "the order")
+        wait_until(lambda: spare._went, what="the order")
         for each in stale:
             each.kill()
         assert future.result(20) is None
@@ -307,7 +302,7 @@ def test_a_start_that_fails_is_no_sandbox_ahead_and_can_be_asked_about(
     (tmp_path / "file").touch()
     ahead = Ahead(sandbox, tmp_path / "file" / "base", limits=QUICK)
     ahead.prime()
-    wait_for(ahead.trouble, "the trouble")
+    wait_until(ahead.trouble, what="the trouble")
     assert "Not a directory" in ahead.trouble()
     result = sandbox.run(["echo", "x"], workdir=tmp_path / "w", limits=QUICK, ahead=ahead)
     assert result.output == "x\n"
@@ -345,7 +340,7 @@ def test_a_served_run_can_be_cancelled(
             cancelled=cancelled,
             ahead=ahead,
         )
-        wait_for((tmp_path / "w" / "up").exists, "the run")
+        wait_until((tmp_path / "w" / "up").exists, what="the run")
         cancelled.set()
         assert future.result(20).ending is Ending.CANCELLED
     assert shells() == set()
@@ -356,8 +351,10 @@ def test_one_that_waited_too_long_is_replaced_by_another(sandbox: Sandbox, base:
     ahead = Ahead(sandbox, base, limits=QUICK, max_age_s=1.0)
     primed(ahead)
     (first,) = waiting(base)
-    wait_for(lambda: waiting(base) not in ([], [first]) and not first.exists(), "its successor")
-    wait_for(lambda: len(shells()) == 1, "the end of the first")
+    wait_until(
+        lambda: waiting(base) not in ([], [first]) and not first.exists(), what="its successor"
+    )
+    wait_until(lambda: len(shells()) == 1, what="the end of the first")
     assert ahead.trouble() == ""
     ahead.close()
     ahead.prime()
@@ -392,14 +389,14 @@ def test_a_sweep_removes_what_the_dead_left_and_nothing_that_is_held(base: Path)
     (mine,) = waiting(base)
     (base / "ahead-of-time").mkdir()
     with keeper(base, "stay") as other:
-        wait_for(
+        wait_until(
             lambda: any(each.name() in {"sh", "dash"} for each in sandboxes_of(other.pid)),
-            "the other's sandbox",
+            what="the other's sandbox",
         )
         tree: list[psutil.Process] = sandboxes_of(other.pid)
         assert sweep(base) == 0
         other.kill()
-    wait_for(lambda: all(is_dead(each) for each in tree), "the end of the other's sandbox")
+    wait_until(lambda: all(is_dead(each) for each in tree), what="the end of the other's sandbox")
     assert len([path for path in base.iterdir() if path.is_dir()]) == 3
     assert sweep(base) == 1
     assert sweep(base) == 0

@@ -23,7 +23,6 @@ from labd.sandbox.model import Request, SandboxResult
 from labd.sandbox.script import script
 from labd.sandbox.thread import OwnThread
 from labd.sandbox.workdir import hand_over
-from tests.boxes import make_sandbox
 from tests.processes import wait_until
 
 MIB = 2**20
@@ -32,18 +31,6 @@ BASE = find_base()
 needs_groups = pytest.mark.skipif(
     "memory" not in BASE.controllers, reason="no control group may be made here"
 )
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return make_sandbox()
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    path = tmp_path / "work"
-    path.mkdir()
-    return path
 
 
 def groups() -> set[Path]:

@@ -19,25 +19,12 @@ from labd.errors import SandboxError
 from labd.sandbox import Ending, Limits, Sandbox
 from labd.sandbox.script import MAX_TEXT_BYTES, SHELL, script
 from labd.sandbox.supervise import peak_bytes
-from tests.boxes import make_sandbox
 from tests.test_sandbox import MIB, QUICK, REPOSITORY, SYSTEM_PYTHON, drive, run_python
 
 NASTY = (
     "it's; touch hit", "$(touch hit)", "`touch hit`", "a\nb", "\\", "'", '"', "", "*", "~", "#", "!x", "}", "&& touch hit",
     os.fsdecode(bytes(range(1, 256))),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return make_sandbox()
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    path = tmp_path / "work"
-    path.mkdir()
-    return path
 
 
 def tell_shell(text: bytes, where: Path) -> bytes:

@@ -83,10 +83,6 @@ def loading(node: RunningServer, model: str = "alpha") -> bool:
     return bool(models.get(f"{model}:latest", {}).get("loads"))
 
 
-def listed(node: RunningServer) -> list[str]:
-    return [model["name"] for model in node.get("/api/ps")["models"]]
-
-
 # -- the model
 
 
@@ -256,7 +252,7 @@ def test_models_taken_in_turn_load_again_and_again_and_in_batches_only_once() ->
         for model in ("beta", "beta", "alpha", "alpha"):
             whole(node, model)
         assert node.counters()["load_order"] == ["alpha:latest"]
-        assert listed(node) == ["alpha:latest"]
+        assert node.loaded() == ["alpha:latest"]
 
 
 def test_other_runner_options_load_the_model_again() -> None:
@@ -276,7 +272,7 @@ def test_while_a_model_loads_ps_waits_and_version_does_not() -> None:
         with pytest.raises(httpx.ReadTimeout):
             HTTP.get(f"{node.url}/api/ps", timeout=0.3)
         assert node.get("/api/version") == {"version": "0.33.0"}
-        assert listed(node) == ["alpha:latest"]
+        assert node.loaded() == ["alpha:latest"]
         assert reply.result().status_code == 200
 
 
@@ -313,7 +309,7 @@ def test_a_client_that_leaves_during_the_load_ends_the_load() -> None:
         with pytest.raises(httpx.ReadTimeout):
             HTTP.post(f"{node.url}/api/chat", json=ask(), timeout=0.3)
         wait_until(lambda: node.total("aborted_loads") == 1, what="the end of the load")
-        assert listed(node) == []
+        assert node.loaded() == []
         assert whole(node)["done"] is True
         assert node.total("loads") == 2
 
@@ -355,7 +351,7 @@ def test_an_idle_model_goes_first_then_the_one_kept_for_the_shortest_time(
             whole(node, model, options={"num_predict": 1}, keep_alive=keep_alive_s[model])
         with long_reply(node) if busy else nullcontext():
             whole(node, "gamma", options={"num_predict": 1})
-            assert listed(node) == [f"{stays}:latest", "gamma:latest"]
+            assert node.loaded() == [f"{stays}:latest", "gamma:latest"]
 
 
 def test_a_busy_model_is_not_put_out_before_it_is_done() -> None:
@@ -367,7 +363,7 @@ def test_a_busy_model_is_not_put_out_before_it_is_done() -> None:
                 assert json.loads(next(lines))["done"] is False
             assert not loading(node, "beta")
         assert other.result().status_code == 200
-        assert listed(node) == ["beta:latest"]
+        assert node.loaded() == ["beta:latest"]
 
 
 def test_a_kept_model_starves_another_until_it_is_unloaded() -> None:
@@ -391,8 +387,8 @@ def test_an_unload_is_answered_before_it_is_done() -> None:
         (pid,) = node.counters()["pids"].values()
         reply = HTTP.post(f"{node.url}/api/generate", json={"model": "alpha", "keep_alive": 0})
         assert reply.json()["done_reason"] == "unload"
-        assert listed(node) == ["alpha:latest"]
-        wait_until(lambda: listed(node) == [], what="the unload")
+        assert node.loaded() == ["alpha:latest"]
+        wait_until(lambda: node.loaded() == [], what="the unload")
         assert not psutil.pid_exists(pid)
 
 
@@ -402,7 +398,7 @@ def test_an_empty_request_loads_and_keep_alive_ends_it() -> None:
         assert (reply["done_reason"], reply["response"]) == ("load", "")
         assert node.get("/api/ps")["models"][0]["expires_at"] > "2200"
         whole(node, keep_alive="300ms", options={"num_predict": 1})
-        wait_until(lambda: listed(node) == [], what="the end of keep_alive")
+        wait_until(lambda: node.loaded() == [], what="the end of keep_alive")
 
 
 def test_gpu_memory_decides_who_may_stay() -> None:
@@ -410,7 +406,7 @@ def test_gpu_memory_decides_who_may_stay() -> None:
     with running_ollama(*models, "--vram-bytes=1000000") as node:
         whole(node, "alpha")
         whole(node, "gamma")
-        assert sorted(listed(node)) == ["alpha:latest", "gamma:latest"]
+        assert sorted(node.loaded()) == ["alpha:latest", "gamma:latest"]
         whole(node, "beta")
         (beta,) = node.get("/api/ps")["models"]
         assert (beta["size"], beta["size_vram"]) == (3_000_000, 1_000_000)
@@ -484,7 +480,7 @@ def test_a_file_that_is_no_model_does_not_load(tmp_path: Path) -> None:
         assert reply.status_code == 500
         assert "llama-server process has terminated" in reply.json()["error"]
         assert node.total("failed_loads") == 1
-        assert listed(node) == []
+        assert node.loaded() == []
 
 
 def test_a_node_that_is_killed_cuts_its_replies_and_takes_its_runners_along() -> None:

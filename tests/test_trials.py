@@ -27,7 +27,6 @@ from labd.research.trials import MAX_REPAIRS, Tried, Workshop, run_trials
 from labd.research.worktree import Worktree
 from labd.sandbox import Sandbox, SandboxResult
 from labd.template import load_template, snapshot
-from tests.boxes import make_sandbox
 from tests.chats import Spoken
 from tests.factories import make_template
 
@@ -71,11 +70,6 @@ class Counting:
     def run(self, argv: Sequence[str], *, workdir: Path, **rest: Any) -> SandboxResult:
         self.runs.append(workdir.parent.name)
         return self._sandbox.run(argv, workdir=workdir, **rest)
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return make_sandbox()
 
 
 class Lab:

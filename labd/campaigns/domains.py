@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from labd.campaigns.mix import Profile, arm_of
 from labd.errors import ConfigError
-from labd.task import Amount, Name, Seconds
+from labd.fields import Amount, Name, Seconds
 from labd.text import printable
 from labd.yamlfile import MAX_BYTES, InvalidFile, check, load_yaml
 

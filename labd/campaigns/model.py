@@ -24,7 +24,8 @@ from pydantic import (
 
 from labd.campaigns.schedule import read_cron
 from labd.errors import ConfigError
-from labd.task import Amount, Name, Seconds, TaskSpec, WholeNumber, moment
+from labd.fields import Amount, Name, Seconds, Switch, WholeNumber, moment
+from labd.task import TaskSpec
 from labd.text import printable
 from labd.yamlfile import Document, InvalidFile, Place, Problem, check, load_yaml
 
@@ -72,16 +73,8 @@ def _zone(value: object) -> object:
         raise ValueError(msg) from None
 
 
-def _switch(value: object) -> object:
-    if not isinstance(value, bool):
-        msg = "true or false"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a message
-    return value
-
-
 Cron = Annotated[str, AfterValidator(read_cron)]
 StepName = Annotated[str, AfterValidator(_name)]
-Switch = Annotated[bool, BeforeValidator(_switch)]
 Priority = Annotated[WholeNumber, Field(ge=-1000, le=1000)]
 Values = Annotated[list[Any], Field(min_length=1, max_length=1000)]
 

@@ -319,21 +319,9 @@ def _show_task(lab: "Lab", view: "TaskView", history: list[dict[str, Any]]) -> N
         out(f"  {event['at']}  {event['event']}  {safe(text)}")
     for line in (lab.result(view.id) or {}).get("summary", []):
         out(f"  {safe(line)}")
+    for path in lab.outputs(view.id):
+        out(f"  {path}")
     directory = lab.results_dir(view.id)
-    for name in (
-        "paper.pdf",
-        "paper.html",
-        "paper.md",
-        "paper.tex",
-        "output.jsonl",
-        "errors.jsonl",
-        "log.txt",
-        "files",
-        "result.json",
-    ):
-        path = directory / name
-        if path.is_dir() or (path.is_file() and path.stat().st_size):
-            out(f"  {path}")
     stored = lab.stored(view.id)
     for name in stored["compressed"]:
         out(f"  {directory / name} is compressed; `labd unpack {safe(view.id)}` gives it back")

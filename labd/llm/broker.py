@@ -23,7 +23,7 @@ from labd.llm.model import Endpoint, Look, name_of
 from labd.llm.refusals import Pull
 from labd.llm.report import report, why, why_gpus
 from labd.llm.router import Action, GpuGrant, Grant, Recall, Refusal, Router
-from labd.llm.wireform import error_to_data, grant_to_data
+from labd.llm.wireform import grant_to_data
 from labd.text import printable
 
 T = TypeVar("T")
@@ -270,7 +270,7 @@ class Broker:
             ],
             "recalls": [a.lease for a in mail if isinstance(a, Recall)],
             "refusals": [
-                {"ticket": a.ticket, "error": error_to_data(a.error)}
+                {"ticket": a.ticket, "error": a.error.as_data()}
                 for a in mail
                 if isinstance(a, Refusal)
             ],

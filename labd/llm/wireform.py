@@ -30,13 +30,8 @@ def endpoint_from_data(data: Mapping[str, Any]) -> Endpoint:
     return Endpoint(**{**data, "gpus": None if gpus is None else tuple(gpus)})
 
 
-def error_to_data(error: ModelError) -> dict[str, Any]:
-    """Give an error as plain data."""
-    return {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
-
-
 def error_from_data(data: Mapping[str, Any]) -> ModelError:
-    """Read what `error_to_data` gave."""
+    """Make the error of which `LabdError.as_data` told."""
     kind = _ERRORS.get(data["code"], EndpointFailed)
     return kind(data["what"], where=data["where"], fix=data["fix"])
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from labd.clock import from_iso
+from labd.clock import at_s_of
 from labd.report.model import ArmDecisions, Decided, Decisions
 from labd.text import printable
 
@@ -27,7 +27,7 @@ def decisions_of(
         campaign: a campaign's name; empty: all.
 
     """
-    timed = [(at_s, one) for one in records if (at_s := _at_s(one)) is not None]
+    timed = [(at_s, one) for one in records if (at_s := at_s_of(one)) is not None]
     levels: dict[str, list[tuple[float, str]]] = {}
     for at_s, one in timed:
         if one.get("event") == _LEVEL:
@@ -87,10 +87,3 @@ def _told(one: Mapping[str, Any]) -> Decided:
         campaign=printable(str(one.get("campaign") or ""), 100),
         told=printable("; ".join(facts), 800),
     )
-
-
-def _at_s(one: Mapping[str, Any]) -> float | None:
-    try:
-        return from_iso(str(one.get("at"))).timestamp()
-    except (ValueError, OverflowError):
-        return None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
-from labd.clock import from_iso
+from labd.clock import at_s_of
 from labd.report.model import Comparison, IdeaTold, Lost, ModelTokens, Research
 from labd.text import printable
 
@@ -73,7 +73,7 @@ class Ended(_Part):
 def end_of(events: Sequence[Mapping[str, Any]]) -> Ended | None:
     """Give a task's last end; ``None`` where its last event is none."""
     last = events[-1] if events else {}
-    state, at_s = ENDS.get(str(last.get("event"))), _at(last)
+    state, at_s = ENDS.get(str(last.get("event"))), at_s_of(last)
     if state is None or at_s is None:
         return None
     error = last.get("error")
@@ -90,7 +90,7 @@ def end_of(events: Sequence[Mapping[str, Any]]) -> Ended | None:
 
 def lost_of(events: Iterable[Mapping[str, Any]]) -> list[Lost]:
     """Give the attempts that the infrastructure lost."""
-    found = ((event, _at(event)) for event in events if event.get("event") == "lost")
+    found = ((event, at_s_of(event)) for event in events if event.get("event") == "lost")
     return [
         Lost(at_s, _line(event.get("code")), _line(event.get("reason")))
         for event, at_s in found
@@ -253,13 +253,6 @@ def number(value: object) -> float | None:
 def _count(value: object) -> int | None:
     found = number(value)
     return int(found) if found is not None and found >= 0 else None
-
-
-def _at(event: Mapping[str, Any]) -> float | None:
-    try:
-        return from_iso(str(event.get("at"))).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _list(value: object) -> list[Any]:

@@ -211,11 +211,6 @@ def excluded_by(path: str, patterns: tuple[str, ...]) -> str:
     return ""
 
 
-def error_as_data(error: LabdError) -> dict[str, Any]:
-    """Give an error as plain data; the other end makes it an error again."""
-    return {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
-
-
 def error_from_data(data: Mapping[str, Any]) -> LabdError:
     """Make the error that the other end had."""
     cls = _ERRORS.get(str(data.get("code")), ShippingError)

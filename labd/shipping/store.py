@@ -35,7 +35,6 @@ from labd.shipping.model import (
     checked_raw,
     checked_sha256,
     checked_task,
-    error_as_data,
     kept_mode,
     path_problem,
 )
@@ -117,14 +116,14 @@ class Store:
                 raise ShippingError(f"there is no method {printable(str(method), 50)}")
             return {"value": self._methods[method](**data)}
         except LabdError as error:
-            return {"error": error_as_data(error)}
+            return {"error": error.as_data()}
         except (TypeError, ValueError, KeyError) as error:
             refused = ShippingError(f"{method}: {type(error).__name__}: {printable(str(error))}")
-            return {"error": error_as_data(refused)}
+            return {"error": refused.as_data()}
         except OSError as error:
             place = printable(str(error.filename or self._results))
             failed = StorageError(f"{method}: {error.strerror}", where=place)
-            return {"error": error_as_data(failed)}
+            return {"error": failed.as_data()}
 
     # --- what is there
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from labd.errors import ConfigError
-from labd.task import METRIC_NAME
+from labd.fields import METRIC_NAME
 from labd.template.files import BASELINE_INFO, digest, read_regular
 from labd.template.imports import modules_of
 from labd.template.model import (

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 from labd.clock import parse_duration
-from labd.task import METRIC_NAME
+from labd.fields import METRIC_NAME
 from labd.template.files import digest
 from labd.template.model import (
     INPUTS,

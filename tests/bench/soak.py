@@ -26,8 +26,7 @@ from labd.engine.processes import temp_of
 from labd.task import State
 from tests.bench.cpu import is_worker, title
 from tests.bench.lab import NO_OP, BenchLab, bench_lab, command, settle
-from tests.pages import free_port
-from tests.processes import DaemonProcess, wait_until
+from tests.processes import DaemonProcess, free_port, wait_until
 
 _TIMEOUT_S = 3600.0
 _SKIPPED = 2

@@ -26,6 +26,10 @@ class RunningServer(ServerProcess):
         with urllib.request.urlopen(self.url + path, timeout=_TIMEOUT_S) as reply:
             return json.load(reply)
 
+    def loaded(self) -> list[str]:
+        """Give the names of the models in memory."""
+        return [model["name"] for model in self.get("/api/ps")["models"]]
+
     def counters(self) -> dict[str, Any]:
         """Give what the node did since it started or was last reset (see `Counters.report`)."""
         counters: dict[str, Any] = self.get("/_test/counters")

@@ -3,8 +3,8 @@
 import os
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
+from tests.hosts import net_of
 from tests.processes import wait_until
 from tests.system.box import Box
 
@@ -18,8 +18,8 @@ class Switch:
         self._holder = subprocess.Popen(
             ["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )
-        mine = _net_of(os.getpid())
-        wait_until(lambda: _net_of(self._holder.pid) != mine, 10, "a network namespace")
+        mine = net_of(os.getpid())
+        wait_until(lambda: net_of(self._holder.pid) != mine, 10, "a network namespace")
         self._ip(self._holder.pid, "link", "add", "switch", "type", "bridge")
         self._ip(self._holder.pid, "link", "set", "switch", "up")
 
@@ -56,7 +56,3 @@ class Switch:
     def _ip(pid: int, *words: str) -> None:
         entered = ("nsenter", f"--net=/proc/{pid}/ns/net", "ip")
         subprocess.run([*entered, *words], check=True, capture_output=True, timeout=20)
-
-
-def _net_of(pid: int) -> str:
-    return str(Path(f"/proc/{pid}/ns/net").readlink())
