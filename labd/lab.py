@@ -17,7 +17,6 @@ from typing import Any
 
 from labd.archive import JOURNAL, LOG, OUTPUT, PRUNED, Archive, History
 from labd.campaigns import (
-    FILL,
     LOCK,
     MEMORY,
     Campaign,
@@ -464,16 +463,15 @@ class Lab:
                 fix="`labd campaigns` shows them",
             )
         campaign = read_campaign(path)
-        steps = [one for one in campaign.steps if one.combinations]
-        if not steps and campaign.pool:
-            steps = [Step(FILL, None, campaign.pool, Intensity.MEDIUM, False, False)]
+        steps = campaign.startable
         wanted = [one for one in steps if step in {None, one.name}]
         if len(wanted) != 1:
             names = ", ".join(one.name or "(the only one)" for one in steps)
+            what = f"no step {printable(step)!r} with tasks" if step else "no step with tasks"
             raise NotFound(
-                f"{len(wanted) or 'no'} steps with tasks fit",
+                f"it has {len(wanted)} steps with tasks" if wanted else f"it has {what}",
                 where=printable(str(path)),
-                fix=f"Say one with --step: {names}" if names else "",
+                fix=f"Say which with --step: {names}" if names else "",
             )
         return list(drafts(campaign, wanted[0], utc_now()))
 
