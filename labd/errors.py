@@ -19,7 +19,8 @@ class LabdError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text}. {self.fix}" if self.fix else text
+        end = "" if text.endswith(("?", ".", "!")) else "."
+        return f"{text}{end} {self.fix}" if self.fix else text
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.what, self.where, self.fix))

@@ -7,11 +7,11 @@ import json
 import os
 import pwd
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ MAX_CHECKED = 500
 """Of a campaign's tasks, how many are looked at for what their form does not say."""
 _STALE_S = 30.0
 _TAIL_BYTES = 64 * 1024
+_VERDICTS = ("improved: ", "no improvement: ", "worse: ", "inconclusive: ")
 _LONG = 20_000
 _MAX_READ = 5_000
 _MAX_JOURNAL_BYTES = 16 * 2**20
@@ -378,7 +379,8 @@ class Lab:
         """
         try:
             if not path.is_file():
-                raise TaskFileError("there is no such file", where=printable(str(path)))
+                what = "it is no plain file" if path.exists() else "there is no such file"
+                raise TaskFileError(what, where=printable(str(path)))
             with path.open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
         except OSError as error:
@@ -567,7 +569,9 @@ class Lab:
 
         """
         view = self.find(wanted)
-        refused = MoveRefused(f"{printable(view.id)} is {view.state.value}; wanted pending")
+        refused = MoveRefused(
+            f"{printable(view.id)} is {view.state.value}: only a task that waits has a priority to change"
+        )
         entry = self._spool.entry(State.PENDING, view.file)
         if view.state is not State.PENDING or entry is None:
             raise refused
@@ -697,8 +701,17 @@ def why_not(view: TaskView, status: Mapping[str, Any]) -> str:
 
 def _outcome(state: State, event: Mapping[str, Any]) -> str:
     if state is State.DONE:
-        return str((event.get("summary") or [""])[-1])
+        return headline([str(line) for line in event.get("summary") or []])
     return str((event.get("error") or {}).get("message", ""))
+
+
+def headline(summary: Sequence[str]) -> str:
+    """Give the line of a summary that tells most: of research the verdict, with what was compared; else the last one."""
+    for before, line in pairwise(["", *summary]):
+        verdict = next((word for word in _VERDICTS if line.startswith(word)), "")
+        if verdict:
+            return f"{verdict}{before}" if "→" in before else line
+    return summary[-1] if summary else ""
 
 
 @cache
