@@ -87,6 +87,8 @@ class Plan:
     last: Firing | None = None
     opened: tuple[Opened, ...] = ()
     arms: tuple[Arm, ...] = ()
+    starts: tuple[tuple[str, int], ...] = ()
+    """What may be started by hand: the names of its steps that have tasks, and how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ def plan_of(
         last=_last(campaign, mine),
         opened=tuple(opened),
         arms=tuple(_arms(campaign, known, mine, profiles, now)),
+        starts=tuple((step.name, len(step.combinations)) for step in campaign.startable),
     )
 
 

@@ -57,7 +57,7 @@ def parse_duration(value: float | str) -> float:
 
     """
     if isinstance(value, bool):
-        msg = "a duration is a number of seconds or a text like 4h"
+        msg = "a duration: a number of seconds, or a text such as 4h"
         raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a message
     if isinstance(value, int | float):
         seconds = float(value)
@@ -65,11 +65,11 @@ def parse_duration(value: float | str) -> float:
         text = value.strip().lower()
         parts = _PART.findall(text)
         if not parts or _PART.sub("", text).strip():
-            msg = "a duration is a number of seconds or a text like 90s, 30m, 4h, 1h30m or 2d"
+            msg = "a duration: a number of seconds, or a text such as 90s, 30m, 4h, 1h30m or 2d"
             raise ValueError(msg)
         seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
     if not 0 < seconds < 10 * 365 * 86400:
-        msg = "a duration is above zero and below ten years"
+        msg = "a duration above zero and below ten years"
         raise ValueError(msg)
     return seconds
 

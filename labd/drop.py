@@ -10,6 +10,8 @@ from labd.template import check_template
 from labd.text import printable
 from labd.yamlfile import Place, Problem, load_yaml
 
+_SIZES = frozenset({"memory", "disk", "file_size", "output", "shm", "tmp"})
+
 
 def check_drop(task: TaskFile, where: str, home: Home) -> None:
     """Pass if a task read from the file `where` can run in this lab.
@@ -64,12 +66,18 @@ def _check_limits(task: TaskFile, where: str, home: Home) -> None:
 
 def _problem(task: TaskFile, key: tuple[str, ...], value: float, most: float) -> Problem:
     place = load_yaml(task.text.encode()).place(key) or Place(1, 1)
+    found, allowed = _written(key[-1], value), _written(key[-1], most)
     wanted = (
-        f"at most {_number(most)}, or `at_most: {{{key[-1]}: {_number(value)}}}` below `sandbox:` in config/labd.yaml,"
+        f"at most {allowed}, or `at_most: {{{key[-1]}: {found}}}` below `sandbox:` in config/labd.yaml,"
         " and a restart"
     )
-    return Problem(place, ".".join(key), f"found {_number(value)}", wanted)
+    return Problem(place, ".".join(key), f"found {found}", wanted)
 
 
-def _number(value: float) -> str:
+def _written(key: str, value: float) -> str:
+    """Give a limit as people write it: sizes with their unit where that is exact."""
+    if key in _SIZES:
+        for unit, size_bytes in (("GiB", 2**30), ("MiB", 2**20)):
+            if value >= size_bytes and value % size_bytes == 0:
+                return f"{value / size_bytes:.0f}{unit}"
     return str(int(value)) if value == int(value) else f"{value:g}"

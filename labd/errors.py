@@ -19,7 +19,8 @@ class LabdError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text}. {self.fix}" if self.fix else text
+        end = "" if text.endswith(("?", ".", "!")) else "."
+        return f"{text}{end} {self.fix}" if self.fix else text
 
     def as_data(self) -> dict[str, str]:
         """Give the error as plain data, from which another process can make it again."""

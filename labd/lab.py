@@ -7,17 +7,16 @@ import json
 import os
 import pwd
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from labd.archive import JOURNAL, LOG, OUTPUT, PRUNED, Archive, History
 from labd.campaigns import (
-    FILL,
     LOCK,
     MEMORY,
     Campaign,
@@ -67,6 +66,7 @@ _OUTPUTS = (
 )
 _STALE_S = 30.0
 _TAIL_BYTES = 64 * 1024
+_VERDICTS = ("improved: ", "no improvement: ", "worse: ", "inconclusive: ")
 _LONG = 20_000
 _MAX_READ = 5_000
 _MAX_JOURNAL_BYTES = 16 * 2**20
@@ -380,7 +380,8 @@ class Lab:
         """
         try:
             if not path.is_file():
-                raise TaskFileError("there is no such file", where=printable(str(path)))
+                what = "it is no plain file" if path.exists() else "there is no such file"
+                raise TaskFileError(what, where=printable(str(path)))
             with path.open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
         except OSError as error:
@@ -465,16 +466,15 @@ class Lab:
                 fix="`labd campaigns` shows them",
             )
         campaign = read_campaign(path)
-        steps = [one for one in campaign.steps if one.combinations]
-        if not steps and campaign.pool:
-            steps = [Step(FILL, None, campaign.pool, Intensity.MEDIUM, False, False)]
+        steps = campaign.startable
         wanted = [one for one in steps if step in {None, one.name}]
         if len(wanted) != 1:
             names = ", ".join(one.name or "(the only one)" for one in steps)
+            what = f"no step {printable(step)!r} with tasks" if step else "no step with tasks"
             raise NotFound(
-                f"{len(wanted) or 'no'} steps with tasks fit",
+                f"it has {len(wanted)} steps with tasks" if wanted else f"it has {what}",
                 where=printable(str(path)),
-                fix=f"Say one with --step: {names}" if names else "",
+                fix=f"Say which with --step: {names}" if names else "",
             )
         return list(drafts(campaign, wanted[0], utc_now()))
 
@@ -570,7 +570,9 @@ class Lab:
 
         """
         view = self.find(wanted)
-        refused = MoveRefused(f"{printable(view.id)} is {view.state.value}; wanted pending")
+        refused = MoveRefused(
+            f"{printable(view.id)} is {view.state.value}: only a task that waits has a priority to change"
+        )
         entry = self._spool.entry(State.PENDING, view.file)
         if view.state is not State.PENDING or entry is None:
             raise refused
@@ -707,8 +709,17 @@ def _nodes_of(task_id_: str, status: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _outcome(state: State, event: Mapping[str, Any]) -> str:
     if state is State.DONE:
-        return str((event.get("summary") or [""])[-1])
+        return headline([str(line) for line in event.get("summary") or []])
     return str((event.get("error") or {}).get("message", ""))
+
+
+def headline(summary: Sequence[str]) -> str:
+    """Give the line of a summary that tells most: of research the verdict, with what was compared; else the last one."""
+    for before, line in pairwise(["", *summary]):
+        verdict = next((word for word in _VERDICTS if line.startswith(word)), "")
+        if verdict:
+            return f"{verdict}{before}" if "→" in before else line
+    return summary[-1] if summary else ""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The files of a task's results that people may be shown, and the one way to open them.
+"""The files that people may be shown, of a task's results and of the lab's reports, and the one way to open them.
 
 What a task left behind is not trusted: a name must be on the list, no part of its path may be a link, and
 what is opened must be a plain file. Everything else is as if it were not there.
@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +29,19 @@ _KINDS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"trials/{_NAME}/diff\.patch", "text/plain; charset=utf-8"),
     )
 )
+REPORT_NAME = re.compile(
+    r"(?P<of>[A-Za-z0-9._-]{1,200})--(?P<at>\d{8}T\d{6}Z)\.(?P<form>html|md|json)"
+)
+"""The name of a report that is kept: what it is of, an instant, and its form."""
+_REPORT_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "md": "text/plain; charset=utf-8",
+    "json": "application/json",
+}
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_PLOTS = 100
+_MAX_REPORTS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,28 @@ def opened(results: Path, task_id: str, name: str) -> Iterator[Published]:
     kind = media_type_of(name)
     if kind is None:
         raise _not_there(name)
-    fd = _walk(results, (task_id, *name.split("/")), _FLAGS)
+    with _opened(results, (task_id, *name.split("/")), name, kind) as file:
+        yield file
+
+
+@contextmanager
+def opened_report(shelf: Path, name: str) -> Iterator[Published]:
+    """Open a kept report for as long as the block runs.
+
+    Raises:
+        NotFound: there is none of this name, or it may not be shown.
+
+    """
+    known = REPORT_NAME.fullmatch(name)
+    if known is None:
+        raise _not_there(name)
+    with _opened(shelf, (name,), name, _REPORT_TYPES[known["form"]]) as file:
+        yield file
+
+
+@contextmanager
+def _opened(root: Path, parts: tuple[str, ...], name: str, kind: str) -> Iterator[Published]:
+    fd = _walk(root, parts, _FLAGS)
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
@@ -72,13 +103,13 @@ def opened(results: Path, task_id: str, name: str) -> Iterator[Published]:
         os.close(fd)
 
 
-def _walk(results: Path, parts: tuple[str, ...], flags: int) -> int:
-    """Open what is at the end of a path below the results, following no link on the way."""
+def _walk(root: Path, parts: tuple[str, ...], flags: int) -> int:
+    """Open what is at the end of a path below a directory, following no link on the way."""
     if not all(_plain(part) for part in parts):
         raise _not_there("/".join(parts))
     fd = -1
     try:
-        fd = os.open(results, _DIRECTORY)
+        fd = os.open(root, _DIRECTORY)
         for part in parts[:-1]:
             fd, above = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd), fd
             os.close(above)
@@ -120,6 +151,33 @@ def plots_of(results: Path, task_id: str) -> list[str]:
     finally:
         os.close(fd)
     return [f"plots/{name}" for name in found if media_type_of(f"plots/{name}")][:_MAX_PLOTS]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A report that is kept. `of`: ``lab``, or a campaign with its step; `written_s`: when, as seconds since 1970."""
+
+    name: str
+    of: str
+    form: str
+    written_s: float
+    size_bytes: int
+
+
+def reports_of(shelf: Path) -> list[Kept]:
+    """Give the reports that are kept, the one that was written last first, at most 500."""
+    found = []
+    with suppress(FileNotFoundError), os.scandir(shelf) as entries:
+        for entry in entries:
+            known = REPORT_NAME.fullmatch(entry.name)
+            if known is None or not entry.is_file(follow_symlinks=False):
+                continue
+            with suppress(FileNotFoundError):  # the oldest make room meanwhile
+                info = entry.stat(follow_symlinks=False)
+                found.append(
+                    Kept(entry.name, known["of"], known["form"], info.st_mtime, info.st_size)
+                )
+    return sorted(found, key=lambda one: one.written_s, reverse=True)[:_MAX_REPORTS]
 
 
 def _plain(part: str) -> bool:

@@ -61,8 +61,8 @@ class Problem:
 
     def __str__(self) -> str:
         text = f"{self.key}: " if self.key else ""
-        text += f"{self.found}; wanted: {self.wanted}"
-        return f"{text}; nearest known: {self.nearest}" if self.nearest else text
+        near = f"; nearest known: {self.nearest}" if self.nearest else ""
+        return f"{text}{self.found}{near}; wanted: {self.wanted}"
 
     def located(self, name: str) -> str:
         """Give ``name:line:column: text``, as compilers print it."""
@@ -169,7 +169,10 @@ def _events(text: str) -> Iterator[yaml.Event]:
         mark = error.problem_mark or error.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark else None
         found = printable(f"not YAML: {error.problem or error.context or error}", 200)
-        raise InvalidFile([Problem(place, "", found, "valid YAML")]) from error
+        line = "".join(text.split("\n")[mark.line : mark.line + 1]) if mark else ""
+        tab = line.startswith("\t", mark.column if mark else 0)
+        wanted = "spaces, as YAML takes no tab here" if tab else "valid YAML"
+        raise InvalidFile([Problem(place, "", found, wanted)]) from error
     except yaml.reader.ReaderError as error:
         # libyaml counts bytes and gives a number, the parser in Python counts characters and gives one.
         by_bytes = isinstance(error.character, int)

@@ -74,7 +74,7 @@ def test_check_tells_every_problem_and_needs_no_lab(tmp_path: Path) -> None:
     done = labd(None, "check", str(bad), cwd=tmp_path)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 2
-    assert done.stdout.splitlines()[1].endswith("nearest known: priority")
+    assert "unknown key; nearest known: priority; " in done.stdout.splitlines()[1]
     (entry,) = json.loads(labd(None, "check", "--json", str(bad), cwd=tmp_path).stdout)
     assert (entry["ok"], len(entry["problems"])) == (False, 2)
 
@@ -109,6 +109,25 @@ def test_exit_codes_say_what_kind_of_failure_it_was(
 ) -> None:
     (home.spool / "pending" / "idea.yaml").write_text(task_text())
     assert labd(home.root, *arguments).returncode == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status"], "Did you mean 'list'?"),
+        (["lst"], "Did you mean 'list'?"),
+        (["notify", "foo"], "'foo' is not one of failed, stuck, report, done"),
+        (["report", "-o", "x.pdf"], "end its name in .json, .html, .md"),
+        (["check", "."], "it is no plain file"),
+        (["priority", "idea", "5"], "idea is done: only a task that waits"),
+    ],
+)
+def test_a_slip_is_told_with_what_is_meant(home: Home, arguments: list[str], said: str) -> None:
+    (home.spool / "done" / "idea.yaml").write_text(task_text())
+    done = labd(home.root, *arguments, cwd=home.root)
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+    assert not (home.root / "x.pdf").exists()
 
 
 def test_no_lab_is_told_with_what_to_do(tmp_path: Path) -> None:
@@ -206,7 +225,8 @@ def test_every_verb_has_worked_examples_in_its_help() -> None:
     told = json.loads(done.stdout)
     for verb in verbs:
         assert verb.split()[0] in told[""]
-        assert "Examples:" in told[verb], verb
+        assert "\n\n  Examples:\n    labd " in told[verb], verb
+    assert "..." not in told[""].replace("[ARGS]...", "")  # no command's line is cut
 
 
 @pytest.mark.sandbox

@@ -10,7 +10,7 @@ import pytest
 
 from labd.archive import Archive
 from labd.follow import LogFollower
-from labd.lab import Lab
+from labd.lab import Lab, headline
 from labd.settings import Home, Settings
 from labd.spool import Spool
 from labd.task import State
@@ -48,6 +48,17 @@ def test_a_label_picks_its_tasks_in_every_state(home: Home) -> None:
     assert ids(lab, label="night") == ["a", "c", "b"]
     assert ids(lab, label="nigh") == []
     assert lab.find("a").labels == ("night", "big")
+
+
+def test_of_a_summary_the_verdict_is_shown_with_what_was_compared() -> None:
+    compared = "accuracy on test, 10 fresh seeds: 0.97 → 0.98, difference +0.01"
+    study = ["24 trials", compared, "improved: The p-value is below 0.05.", "2 reviews"]
+    assert headline(study) == f"improved: {compared}"
+    assert headline(["0 trials", "nothing to compare", "inconclusive: No trial ran.", "x"]) == (
+        "inconclusive: No trial ran."
+    )
+    assert headline(["exit code 0 after 3.0 s"]) == "exit code 0 after 3.0 s"
+    assert headline([]) == ""
 
 
 def test_what_waits_comes_in_the_order_that_the_daemon_would_start_it(home: Home) -> None:

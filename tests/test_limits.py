@@ -66,7 +66,7 @@ def test_a_task_may_ask_for_less_and_up_to_the_ceiling_and_no_more(tmp_path: Pat
     assert [line.split(": ")[1] for line in lines] == ["limits.memory", "limits.disk", "timeout"]
     assert "x.yaml:3:" in lines[0]
     assert "x.yaml:4:" in lines[1]
-    assert "at_most: {memory: 9663676416}" in lines[0]
+    assert "found 9GiB; wanted: at most 8GiB, or `at_most: {memory: 9GiB}`" in lines[0]
 
 
 def test_without_a_ceiling_the_defaults_are_one(tmp_path: Path) -> None:

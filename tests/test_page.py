@@ -16,6 +16,7 @@ from labd.agenda import AgendaReader
 from labd.errors import LabdError, MoveRefused, NotFound
 from labd.index import Index
 from labd.lab import Lab
+from labd.page import asking
 from labd.page.asking import form_text, problems_of
 from labd.page.campaignpanel import campaigns_panel
 from labd.page.choice import Choice, from_query, matching
@@ -24,12 +25,13 @@ from labd.page.html import Html, tag
 from labd.page.labpanel import lab_panel
 from labd.page.overview import table
 from labd.page.passwords import fits, hashed
+from labd.page.reportpanel import reports_panel
 from labd.page.signin import SignIn
 from labd.page.snapshot import Snapshots
 from labd.page.tree import picture, tree_places
 from labd.page.words import _TABLE, Words
 from labd.priority import with_priority
-from labd.published import opened, plots_of
+from labd.published import opened, plots_of, reports_of
 from labd.settings import Home
 from labd.spool import Spool
 from labd.task import State, parse_task
@@ -46,6 +48,7 @@ HOSTILE = (
     "${alert(1)}'\"><img src=x onerror=alert(1)>.yaml",
     "{{7*7}}.yaml",
 )
+REPORT = "nightly--boost--20261127T060000Z.html"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,11 @@ def lab_home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     (results / "plots" / "link.png").symlink_to(root / "outside.txt")
     (home.results / "linked").symlink_to(results)
     os.mkfifo(results / "paper.tex")
+    home.reports.mkdir()
+    (home.reports / REPORT).write_text("<script>alert(1)</script>")
+    (home.reports / "lab--20261127T060001Z.md").write_text("# a report")
+    (home.reports / "lab--20261127T060002Z.html").symlink_to(root / "outside.txt")
+    (home.reports / "notes.html").write_text("not a report's name")
     return home
 
 
@@ -97,6 +105,13 @@ def page(lab_home: Home) -> Iterator[PageProcess]:
         "/t/idea//paper.pdf",
         "/t/idea/runs/trial-000/params.json",
         "/t/./idea/paper.pdf",
+        "/results/idea/secret.txt",
+        "/results/idea/runs/trial-000/params.json",
+        "/reports/notes.html",
+        "/reports/lab--20261127T060002Z.html",
+        "/reports/../outside.txt",
+        "/reports/..%2foutside.txt",
+        "/reports/",
         "/t//etc/passwd",
         "/en/gradio_api/file=/etc/passwd",
         "/en/gradio_api/file/etc/passwd",
@@ -130,6 +145,40 @@ def test_a_published_file_comes_as_a_download_and_a_plot_as_a_picture(page: Page
     assert (again, nothing) == (304, b"")
     assert page.ask("/t/idea/paper.html")[1]["content-disposition"] == "attachment"
     assert page.ask("/t/idea/plots/one.png")[1]["content-type"] == "image/png"
+
+
+def test_a_report_is_shown_by_itself_with_nothing_in_it_running_or_loading(
+    page: PageProcess,
+) -> None:
+    status, headers, body = page.ask(f"/reports/{REPORT}")
+    assert (status, body) == (200, b"<script>alert(1)</script>")
+    policy = headers["content-security-policy"].split("; ")
+    assert headers["content-disposition"] == "inline"
+    assert {"default-src 'none'", "form-action 'none'", "frame-ancestors 'none'"} <= set(policy)
+    assert "sandbox allow-same-origin allow-downloads" in policy
+    markdown = page.ask("/reports/lab--20261127T060001Z.md")[1]
+    assert markdown["content-disposition"] == "attachment"
+    linked = page.ask("/results/idea/paper.html")[1]
+    assert linked["content-disposition"] == "attachment"
+    assert "allow-same-origin" not in linked["content-security-policy"]
+
+
+def test_reports_are_listed_newest_first_and_what_is_none_is_not(lab_home: Home) -> None:
+    names = [REPORT, "lab--20261127T060001Z.md"]
+    for age_s, name in enumerate(names):
+        os.utime(lab_home.reports / name, (1_795_000_000 - age_s,) * 2)
+    found = reports_of(lab_home.reports)
+    assert [one.name for one in found] == names
+    shown = reports_panel(found, Words("en"))
+    assert shown.count("<a ") == 2
+    assert f'href="/reports/{REPORT}"' in shown
+    assert "nightly, boost" in shown
+    assert "the whole lab" in shown
+    many = reports_panel(found * 50, Words("en"))
+    assert many.count("<a ") == 50
+    assert "the first 50 are shown" in many
+    assert reports_of(lab_home.root / "none") == []
+    assert "labd report --keep" in reports_panel([], Words("en"))
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "127.0.0.1:1", ""])
@@ -272,12 +321,14 @@ def test_both_languages_have_every_word_and_the_same_places_in_them() -> None:
     assert [sorted(p) for p in places[::2]] == [sorted(p) for p in places[1::2]]
 
 
-def campaigns_of(home: Home, nodes: list[dict[str, Any]]) -> Html:
+def campaigns_of(home: Home, nodes: list[dict[str, Any]], *, read_only: bool = False) -> Html:
     snapshots = Snapshots(Lab(home))
     agenda = AgendaReader(Lab(home)).read(NOW)
     while (look := snapshots.look()).unread:
         pass
-    return campaigns_panel(replace(look, agenda=agenda, nodes=nodes), Words("en"))
+    return campaigns_panel(
+        replace(look, agenda=agenda, nodes=nodes), Words("en"), read_only=read_only
+    )
 
 
 def test_campaigns_are_shown_with_their_firings_their_mix_and_what_was_decided(
@@ -305,6 +356,21 @@ def test_campaigns_are_shown_with_their_firings_their_mix_and_what_was_decided(
         assert told in re.sub(r"\s+", " ", plain)
     assert "<b>ada</b>" in shown
     assert "<b>cy</b>" not in shown
+
+
+def test_a_campaign_s_step_is_started_by_hand_where_the_page_may_change_something(
+    home: Home,
+) -> None:
+    put_campaigns(home, NOW, "<script>alert(1)</script>")
+    shown = campaigns_of(home, [])
+    assert shown.count("data-start=") == 2  # weekend's only step with tasks, and nightly's queue
+    assert "Start weekend boost now? Tasks submitted: 4" in shown
+    assert "data-start=" not in campaigns_of(home, [], read_only=True)
+    answer = asking.start(Lab(home), "weekend", "boost", Words("en"))
+    assert answer.said == "Started weekend boost. Tasks submitted: 4."
+    assert len(list((home.spool / "pending").glob("weekend--boost--*.yaml"))) == 4
+    for name, step in (("weekend", "none"), ("../weekend", ""), ("broken", "")):
+        assert not asking.start(Lab(home), name, step, Words("en")).ok
 
 
 def test_filters_take_every_word_and_every_key(home: Home) -> None:

@@ -31,6 +31,7 @@ pytestmark = [
     ),
 ]
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}{{7*7}}"
+REPORT = "weekend--wind-down--20261127T060000Z.html"
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63f8cf"
     "c0f01f0005000201a5f645cc0000000049454e44ae426082"
@@ -74,6 +75,11 @@ def make_lab(root: Path) -> Home:
     lines = [_line(1, "baseline", 1, 1), _line(2, "search", 0, 20), _line(8, "search", 5, 20)]
     (home.results / "runs" / "log.jsonl").write_text("\n".join(lines) + "\n")
     put_campaigns(home, utc_now(), EVIL)
+    home.reports.mkdir()
+    (home.reports / REPORT).write_text(
+        "<title>before</title><h1>A night</h1><script>document.title = 'ran'</script><img src='/healthz'>"
+        "<a href='../results/tree/paper.pdf'>paper.pdf</a>"
+    )
     return home
 
 
@@ -283,6 +289,36 @@ def test_what_runs_says_its_stage_and_the_time_left(window: Callable[..., Window
     assert " (in " in plans
 
 
+def test_a_report_opens_by_itself_runs_nothing_and_its_links_lead_to_the_papers(
+    window: Callable[..., Window],
+) -> None:
+    seen = window()
+    seen.page.get_by_role("button", name="Reports").click()
+    with seen.context.expect_page() as opening:
+        seen.page.get_by_role("link", name=REPORT).click()
+    report = opening.value
+    assert report.inner_text("h1") == "A night"
+    assert report.title() == "before"
+    assert report.evaluate("document.images[0].naturalWidth") == 0
+    with report.expect_download() as download:
+        report.click("a")
+    assert Path(download.value.path()).read_text() == "a paper"
+
+
+def test_a_campaign_is_started_now_after_it_was_asked_whether_that_is_meant(
+    window: Callable[..., Window], lab_home: Home
+) -> None:
+    seen = window()
+    seen.page.get_by_role("button", name="Campaigns").click()
+    seen.page.click("#campaigns [data-start=weekend]")
+    seen.page.wait_for_selector("#campaigns [role=status]")
+    made = list((lab_home.spool / "pending").glob("weekend--boost--*.yaml"))
+    assert f"Tasks submitted: {len(made)}." in seen.page.inner_text("#campaigns")
+    assert len(made) == 4
+    for path in made:
+        path.unlink()
+
+
 def test_refreshing_keeps_selection_scroll_and_focus_and_says_when_the_page_is_silent(
     window: Callable[..., Window], lab_home: Home
 ) -> None:
@@ -395,7 +431,7 @@ def test_texts_have_contrast_and_controls_have_names(
 ) -> None:
     seen = window("/en/?task=tree&tab=trials&trial=improve-1", color_scheme=theme)
     seen.page.wait_for_selector("pre.diff")
-    for heading in ("Campaigns", "Distributions", "Daemon's log", "Submit a task"):
+    for heading in ("Campaigns", "Reports", "Distributions", "Daemon's log", "Submit a task"):
         seen.page.get_by_role("button", name=heading).click()
     seen.page.get_by_label("CPUs", exact=True).fill("many")
     seen.page.click("#form-check")

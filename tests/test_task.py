@@ -36,7 +36,7 @@ def test_a_whole_task_file_is_read() -> None:
 def test_an_unknown_key_is_named_with_its_place_and_the_nearest_known_key() -> None:
     said = problems("kind: research\ntemplate: digits\n  \npriorty: 3\n")
     assert said.startswith("x.yaml:4:1: priorty: unknown key")
-    assert said.endswith("nearest known: priority")
+    assert "unknown key; nearest known: priority; wanted: one of " in said
 
 
 def test_every_problem_is_told_in_the_order_of_the_file() -> None:
@@ -44,7 +44,7 @@ def test_every_problem_is_told_in_the_order_of_the_file() -> None:
     assert [line.split(": ")[0] for line in lines] == ["x.yaml:2:1", "x.yaml:3:1", "x.yaml:4:1"]
     assert "found -1; wanted: greater than or equal to 0" in lines[0]
     assert "found 'two'; wanted: a number" in lines[1]
-    assert lines[2].endswith("nearest known: research")
+    assert "nearest known: research; wanted: " in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def test_every_problem_is_told_in_the_order_of_the_file() -> None:
         (b"\x7fELF\x02\x01\x01\x00\x00", "NUL bytes"),
         (b"kind: \xff\xfe", "x.yaml:1:7: byte 0xff is not UTF-8"),
         (b"template: [", "not YAML"),
+        (b"kind: command\n\trun: ls\n", "x.yaml:2:1: not YAML: "),
+        (b"kind: command\n\trun: ls\n", "wanted: spaces, as YAML takes no tab here"),
         (b"a: 1\nb: 2\na: 3\n", "x.yaml:3:1: a: the key stands twice, first in line 1"),
         (b"template: !!python/object/apply:os.system [ls]", "the tag"),
         (b"a: &x [1]\nb: *x", "an anchor or alias"),
@@ -65,7 +67,7 @@ def test_every_problem_is_told_in_the_order_of_the_file() -> None:
         (b"1: 2", "a key that is not a text"),
         (b"[" * 100_000, "nesting deeper"),
         (b"template: " + b"[" * 40 + b"]" * 40, "nesting deeper"),
-        (b"template: digits\ntimeout: forever", "a duration is"),
+        (b"template: digits\ntimeout: forever", "a duration: "),
         (b"template: digits\npriority: true", "wanted: a whole number"),
         (b"template: digits\nnum_gpus: 1.5", "whole GPUs above 1"),
         (b"template: digits\nnum_cpus: .nan", "wanted: a finite number"),

@@ -143,7 +143,7 @@ def test_too_much_is_refused(tmp_path: Path) -> None:
         ({"command": ["sh", "{params}", "{seed}", "{out_dir}"]}, "{split}"),
         ({"num_confirm_seeds": 9}, "greater than or equal to 10"),
         ({"num_trials": "4"}, "a whole number"),
-        ({"time_limit": "soon"}, "a duration is"),
+        ({"time_limit": "soon"}, "a duration: "),
         ({"memory": "much"}, "memory"),
         ({"name": "other"}, "Give both the same name"),
         ({"search_space": {}}, "search_space"),

@@ -182,6 +182,14 @@ class Campaign:
         return ZoneInfo(self.spec.time_zone)
 
     @property
+    def startable(self) -> tuple[Step, ...]:
+        """The steps that have tasks, which somebody may start by hand; where none has, the adaptive queue's as one step."""
+        steps = tuple(step for step in self.steps if step.combinations)
+        if steps or not self.pool:
+            return steps
+        return (Step(FILL, None, self.pool, Intensity.MEDIUM, report=False, wind_down=False),)
+
+    @property
     def prefix(self) -> str:
         """How the ids of its tasks begin, and no others."""
         return f"{self.name}--"

@@ -1,13 +1,16 @@
 """What every command uses: the lab that is meant, and how it answers."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
+from labd import __version__
 from labd.errors import Busy, LabdError, MoveRefused, NotFound
 
 if TYPE_CHECKING:
@@ -21,8 +24,37 @@ _EXIT_CODES: list[tuple[type[LabdError], int]] = [
     (Busy, EXIT_REFUSED),
 ]
 
+_MEANT = {
+    "status": "list", "ls": "list", "ps": "list", "start": "up", "serve": "up", "daemon": "up",
+    "log": "logs", "add": "submit", "stop": "cancel", "kill": "cancel", "rm": "cancel",
+}  # fmt: skip
+"""What people type who know other programs, and what it is here."""
+
+
+class Verbs(typer.core.TyperGroup):
+    """The commands: one that is spelled as elsewhere is named, and examples stand on lines of their own."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Give the command that is meant."""
+        if (meant := _MEANT.get(args[0])) and args[0] not in self.commands:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {meant!r}?")
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Give a command, or ``None``."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.help:
+            text, found, examples = command.help.partition("Examples:  ")
+            if found:
+                # Click keeps the lines of a paragraph that begins so.
+                lines = re.split(r"\s{3,}", examples.strip())
+                command.help = "\n  ".join([f"{text}\b\nExamples:", *lines])
+        return command
+
+
 app = typer.Typer(
     name="labd",
+    cls=Verbs,
     help="A research lab that never stops: drop a YAML file into spool/pending, find a paper in results/.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,8 +81,20 @@ class Chosen:
     home: Path | None = None
 
 
+def _say_version(wanted: bool) -> None:  # noqa: FBT001 - as Typer calls it
+    if wanted:
+        out(f"labd {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", help="Print labd's version.", is_eager=True, callback=_say_version),
+]
+
+
 @app.callback()
-def _root(home: HomeOption = None) -> None:
+def _root(home: HomeOption = None, version: VersionOption = False) -> None:  # noqa: ARG001, FBT002
     Chosen.home = home
 
 

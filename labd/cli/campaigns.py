@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from labd.cli.base import JsonOption, answer, app, err, open_lab, out, table
+from labd.cli.base import JsonOption, Verbs, answer, app, err, open_lab, out, table
 
 
 @app.command()
@@ -15,7 +15,9 @@ def campaigns(
     ] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the campaigns: when each fires next, what is still to come of it, what is wrong with it.
+    """Show the campaigns and when each fires next.
+
+    Also what is still to come of each, and what is wrong with its file.
 
     Examples:  labd campaigns      labd campaigns -n 5 --json
     """
@@ -23,7 +25,7 @@ def campaigns(
     answer(as_json, found, lambda: _show_campaigns(found))
 
 
-campaign_app = typer.Typer(help="One campaign: start it now.", no_args_is_help=True)
+campaign_app = typer.Typer(cls=Verbs, help="One campaign: start it now.", no_args_is_help=True)
 
 
 app.add_typer(campaign_app, name="campaign")
@@ -40,7 +42,9 @@ def run_campaign(
         bool, typer.Option("--dry-run", help="Print the task files; submit nothing.")
     ] = False,
 ) -> None:
-    """Submit the tasks of a campaign's step now, also of one that is not enabled; print their ids.
+    """Submit the tasks of a campaign's step now; print their ids.
+
+    A campaign that is not enabled can be started so, too, and its limits do not count.
 
     Examples:  labd campaign run nightly      labd campaign run weekend-marathon --step sweep --dry-run
     """

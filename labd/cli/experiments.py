@@ -6,11 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from labd.cli.base import EXIT_FAILED, Chosen, JsonOption, answer, app, open_home, out, safe, table
+from labd.cli.base import (
+    EXIT_FAILED,
+    Chosen,
+    JsonOption,
+    Verbs,
+    answer,
+    app,
+    open_home,
+    out,
+    safe,
+    table,
+)
 from labd.errors import NotFound
 
 template_app = typer.Typer(
-    help="Templates: which there are, and what one has and lacks.", no_args_is_help=True
+    cls=Verbs, help="Templates: which there are, and what one has and lacks.", no_args_is_help=True
 )
 
 
@@ -43,7 +54,7 @@ def check_template(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a template has and lacks, and what would be run; exit 1 if something is missing.
+    """Say what a template has and lacks; exit 1 if something is missing.
 
     Examples:  labd template check digits --run      labd template check ~/AI-Scientist/templates/seir
     """
@@ -92,7 +103,9 @@ def sandbox(
         bool, typer.Option("--network", help="With the host's network, if the settings allow it.")
     ] = False,
 ) -> None:
-    """Run a command exactly as an experiment would be run, with its limits; end with its exit code.
+    """Run a command as an experiment is run, with its limits.
+
+    Ends with the command's exit code.
 
     Examples:  labd sandbox -- python -c 'print(1)'      labd sandbox --gpu 0 --workdir try -- python train.py
     """

@@ -21,7 +21,7 @@ from labd.cli.base import (
 
 @app.command()
 def models(*, as_json: JsonOption = False) -> None:
-    """Show the language models: where each is, whether it is loaded, what is asked of it.
+    """Show the language models, where each is, and what it does.
 
     Examples:  labd models      labd models --json
     """
@@ -33,7 +33,9 @@ def models(*, as_json: JsonOption = False) -> None:
 
 @app.command()
 def nodes(*, as_json: JsonOption = False) -> None:
-    """Show the machines: what they have, which servers of language models, what runs there.
+    """Show the machines: what they have, and what runs there.
+
+    With the servers of language models on each.
 
     Examples:  labd nodes      labd nodes --json
     """
@@ -47,7 +49,9 @@ def nodes(*, as_json: JsonOption = False) -> None:
 def drain(
     nodes: Annotated[list[str], typer.Argument(help="Names as `labd nodes` has them.")],
 ) -> None:
-    """Have no new tasks go to machines; what runs there goes on to its end. Holds until `labd undrain`.
+    """Have no new tasks go to machines; what runs there goes on.
+
+    Holds until `labd undrain`.
 
     Examples:  labd drain ada      labd drain ada bob
     """
@@ -67,7 +71,9 @@ def undrain(
 
 @app.command()
 def doctor(*, as_json: JsonOption = False) -> None:
-    """Try whether this machine keeps labd's promises, and say what to do where it does not.
+    """Try whether this machine can do all that labd needs.
+
+    Says what to do where it can't.
 
     Examples:  labd doctor      labd doctor --json
     """

@@ -19,7 +19,9 @@ def notify(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell everybody of the setting `notify` of something that did not happen, and say what came of it.
+    """Try the setting `notify` with a made-up message.
+
+    Says what came of each.
 
     Examples:  labd notify      labd notify report --json
     """
@@ -27,7 +29,9 @@ def notify(
 
     known = next((one for one in EVENTS if one == event), None)
     if known is None:
-        raise typer.BadParameter("done, failed, stuck or report", param_hint="EVENT")
+        raise typer.BadParameter(
+            f"{event!r} is not one of {', '.join(EVENTS)}", param_hint="EVENT"
+        )
     home = open_home(make=False)
     found = try_now(home.settings.notify, home.root, known)
     answer(as_json, [asdict(one) for one in found], lambda: _show(found, known))

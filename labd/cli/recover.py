@@ -37,7 +37,9 @@ def recover(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show when something last moved in each running task and what is done if nothing does, or do that now to the tasks named.
+    """Show running tasks that may be stuck, or recover some now.
+
+    Without a task: when something last moved in each, and what is done if nothing does. With tasks: do that now.
 
     What is done, in this order: the runs under way are ended, once for each attempt; the attempt is ended and the task
     tried again, on another machine if there is one; the task fails when its `max_retries` are used up.

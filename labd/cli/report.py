@@ -44,7 +44,9 @@ def report(
         bool, typer.Option("--keep", help="Write into the lab's reports/; html by itself.")
     ] = False,
 ) -> None:
-    """Tell what was done: papers, what improved and by how much, what failed, how busy the lab was.
+    """Tell what the lab or a campaign did.
+
+    Papers, what improved and by how much, what failed and why, how busy the lab was.
 
     Examples:  labd report --since fri      labd report --campaign weekend-marathon -o weekend.html
     """
@@ -91,6 +93,12 @@ def _form(form: str | None, output: Path | None, *, keep: bool) -> str:
     if keep:
         return "html"
     suffix = output.suffix.removeprefix(".") if output is not None else ""
+    if suffix not in {"", "txt", *_FORMATS}:
+        known = ", ".join(f".{one}" for one in _FORMATS)
+        raise typer.BadParameter(
+            f"a report is not written as .{suffix}; end its name in {known}, or say --format",
+            param_hint="--output",
+        )
     return suffix if suffix in _FORMATS else "md"
 
 

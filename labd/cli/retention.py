@@ -47,7 +47,9 @@ def prune(
     automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compress and remove results of tasks that have ended, by the rules of `retention:` or by age; task files and ids stay.
+    """Compress and remove results of tasks that have ended.
+
+    By the rules of `retention:` in the settings, or by age; task files and ids stay.
 
     Examples:  labd prune --dry-run      labd prune --state failed --older-than 30d
     """
@@ -75,7 +77,9 @@ def prune(
 def unpack(
     task: Annotated[str, typer.Argument(help="A task's id, or how it begins.")],
 ) -> None:
-    """Give a task's working files back that `retention:` compressed. A task that runs again unpacks them by itself.
+    """Unpack a task's working files that were compressed.
+
+    A task that runs again unpacks them by itself.
 
     Examples:  labd unpack my-idea      tar tzf results/my-idea/runs.tar.gz
     """

@@ -22,7 +22,9 @@ def up(
     ] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
-    """Run the daemon in the foreground, and the status page beside it.
+    """Run the daemon here, and the status page beside it.
+
+    In the foreground, until Ctrl-C.
 
     Examples:  labd up --home ~/lab      labd up --once
     """

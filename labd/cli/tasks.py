@@ -58,7 +58,9 @@ def submit(
 
 @app.command(name="run")
 def run_one(file: Annotated[Path, typer.Argument(help="A task file.")]) -> None:
-    """Submit one task, start a daemon if none runs, show its progress, and end with what was found.
+    """Submit one task and watch it to its end.
+
+    Starts a daemon if none runs, shows the progress, and ends with what was found.
 
     Examples:  labd run config/examples/first-paper.yaml      labd run my-idea.yaml
     """
@@ -84,7 +86,9 @@ def list_tasks(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the tasks: what runs, what starts next and why it waits, what ended last.
+    """List the tasks, and why each waits or how it ended.
+
+    What runs comes first, then what starts next, then what ended last.
 
     Examples:  labd list      labd list -s failed --json      labd list --label nightly
     """
@@ -122,7 +126,9 @@ def show(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one task: its state and why, what happened to it, what it found, where its files are.
+    """Show one task: what happened to it, and what it found.
+
+    With the reason why it waits or failed, and where its files are.
 
     Examples:  labd show first-paper      labd show first --json
     """
@@ -181,7 +187,9 @@ def cancel(
 def retry(
     tasks: Annotated[list[str], typer.Argument(help="Ids of failed, cancelled or done tasks.")],
 ) -> None:
-    """Ask for ended tasks again: failed and cancelled ones go on from their last finished step.
+    """Ask for ended tasks again.
+
+    Failed and cancelled ones go on from their last finished step; one that is done is done anew, under the next number.
 
     Examples:  labd retry my-idea      labd retry my-idea other-idea
     """
@@ -193,7 +201,9 @@ def priority(
     task: Annotated[str, typer.Argument(help="The id of a waiting task, or how it begins.")],
     number: Annotated[int, typer.Argument(min=-1000, max=1000, help="Higher starts first.")],
 ) -> None:
-    """Give a waiting task another priority: a new file takes the old one's place.
+    """Give a waiting task another priority.
+
+    A new file takes the old one's place.
 
     Examples:  labd priority my-idea 10      labd priority my-idea -- -5
     """
@@ -227,7 +237,9 @@ def check(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is wrong with task files, or with campaigns in a directory of this name: file, line, column, what was wanted.
+    """Say what is wrong with task or campaign files.
+
+    With file, line, column, what was found and what was wanted. Files in a directory named `campaigns` are read as campaigns.
 
     Examples:  labd check my-idea.yaml      labd check --json config/campaigns/*.yaml
     """

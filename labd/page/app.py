@@ -25,6 +25,7 @@ from labd.page.choice import LEVELS, Choice, from_query
 from labd.page.form import Form
 from labd.page.html import Html, join, tag
 from labd.page.labpanel import daemon_log, lab_panel
+from labd.page.reportpanel import reports_panel
 from labd.page.snapshot import Snapshot, Snapshots
 from labd.page.words import Words
 from labd.published import read_text, version_of
@@ -36,7 +37,18 @@ TICK_S = 3.0
 _RESULT_BYTES = 16 * 2**20
 _KEPT_RESULTS = 8
 _KINDS = ("research", "command", "prompts")
-_PANELS = ("pulse", "strip", "now", "table", "detail", "lab", "campaigns", "charts", "log")
+_PANELS = (
+    "pulse",
+    "strip",
+    "now",
+    "table",
+    "detail",
+    "lab",
+    "campaigns",
+    "reports",
+    "charts",
+    "log",
+)
 _ASSETS = files("labd.page") / "assets"
 
 
@@ -48,6 +60,8 @@ class Session:
     sent: dict[str, bytes] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     answer: Html = field(default_factory=lambda: Html(""))
+    started: Html = field(default_factory=lambda: Html(""))
+    """What came of starting a campaign."""
 
     def __deepcopy__(self, _memo: object) -> "Session":
         return self  # Gradio copies what it keeps; a session is one, whoever holds it
@@ -134,7 +148,9 @@ class Page:
         with gradio.Accordion(words("lab"), open=True):
             self._panels["lab"] = _panel("lab")
         with gradio.Accordion(words("campaigns"), open=False):
-            self._panels["campaigns"] = _panel("campaigns", _ON_TIMES)
+            self._panels["campaigns"] = _panel("campaigns", _ON_CAMPAIGNS)
+        with gradio.Accordion(words("reports"), open=False):
+            self._panels["reports"] = _panel("reports", _ON_TIMES)
         with gradio.Accordion(words("distributions"), open=False):
             self._panels["charts"] = _panel("charts")
         with gradio.Accordion(words("daemon_log"), open=False):
@@ -212,6 +228,7 @@ class Page:
         if not self._read_only:
             for name in ("strip", "detail"):
                 self._panels[name].ask(self._asked, [self._session], panels, **quiet)
+            self._panels["campaigns"].ask(self._started, [self._session], panels, **quiet)
 
     def _loaded(self, request: gradio.Request) -> list[Any]:
         session = Session(from_query(dict(request.query_params)))
@@ -285,6 +302,18 @@ class Page:
         session.answer = asking.shown(answer, self._words, fields=False)
         return self._shown(session)
 
+    def _started(
+        self, session: Session | None, event: gradio.EventData, request: gradio.Request
+    ) -> list[Any]:
+        if session is None:
+            return [gradio.skip()] * len(_PANELS)
+        name, step = str(_said(event, "campaign")), str(_said(event, "step"))
+        answer = asking.start(self._lab, name, step, self._words)
+        _tell(request, "start", f"{name} {step}".strip())
+        self._snapshots.look_now()
+        session.started = asking.shown(answer, self._words, fields=False)
+        return self._shown(session)
+
     def _submitted(self, session: Session | None, task: str, request: gradio.Request) -> list[Any]:
         _tell(request, "submit", task)
         self._snapshots.look_now()
@@ -314,7 +343,10 @@ class Page:
             "table": overview.table(snapshot, choice, words),
             "detail": self._detail(snapshot, session),
             "lab": lab_panel(snapshot, words),
-            "campaigns": campaigns_panel(snapshot, words),
+            "campaigns": join(
+                (session.started, campaigns_panel(snapshot, words, read_only=self._read_only))
+            ),
+            "reports": reports_panel(snapshot.reports, words),
             "charts": self._cached_charts(snapshot),
             "log": daemon_log(snapshot.log, choice.level, words),
         }
@@ -412,6 +444,14 @@ element.addEventListener("click", (event) => {
 });
 """
 _ON_TIMES = """
+watch("value", labd.times);
+labd.times();
+"""
+_ON_CAMPAIGNS = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-start]");
+  if (button && window.confirm(button.dataset.sure)) trigger("ask", { campaign: button.dataset.start, step: button.dataset.step });
+});
 watch("value", labd.times);
 labd.times();
 """

@@ -116,6 +116,15 @@ def _ask_task(lab: Lab, verb: str, task: str, priority: Any, words: Words) -> An
     return Answer(words(f"did_{verb}", task=task), task=task)
 
 
+def start(lab: Lab, name: str, step: str, words: Words) -> Answer:
+    """Submit the tasks of a campaign's step now, and say what came of it."""
+    try:
+        tasks = lab.run_campaign(name, step)
+    except LabdError as error:
+        return Answer(str(error), ok=False)
+    return Answer(words("did_start", name=f"{name} {step}".strip(), tasks=len(tasks)))
+
+
 def submit(lab: Lab, text: str, name: str, words: Words, *, check_only: bool = False) -> Answer:
     """Check a task file's text, and submit it unless only that was asked."""
     name = name.strip() or _NAME

@@ -13,12 +13,14 @@ _NEXT = 4
 _WHY_LENGTH = 600
 
 
-def campaigns_panel(snapshot: Snapshot, words: Words) -> Html:
+def campaigns_panel(snapshot: Snapshot, words: Words, *, read_only: bool) -> Html:
     """Give each campaign with its next firings and its mix, the load that it goes by, and the last decisions."""
     agenda = snapshot.agenda
     if not agenda.plans:
         return tag("p", words("no_campaigns"), class_="quiet")
-    plans = [_plan(plan, snapshot, words) for plan in agenda.plans[:_MOST_PLANS]]
+    plans = [
+        _plan(plan, snapshot, words, read_only=read_only) for plan in agenda.plans[:_MOST_PLANS]
+    ]
     return join(
         (
             _load(snapshot.nodes, words),
@@ -47,7 +49,7 @@ def _load(nodes: Iterable[Mapping[str, Any]], words: Words) -> Html | None:
 _LEVELS = {"normal": "good", "high": "warn", "critical": "bad"}
 
 
-def _plan(plan: Plan, snapshot: Snapshot, words: Words) -> Html:
+def _plan(plan: Plan, snapshot: Snapshot, words: Words, *, read_only: bool) -> Html:
     if plan.problem:
         lines = [tag("li", line) for line in plan.problem.splitlines()[:20]]
         return tag(
@@ -72,8 +74,26 @@ def _plan(plan: Plan, snapshot: Snapshot, words: Words) -> Html:
         _state(plan, words),
         tag("dl", *facts) if facts else None,
         _arms(plan.arms, words),
+        None if read_only else _starts(plan, words),
         class_="node",
     )
+
+
+def _starts(plan: Plan, words: Words) -> Html | None:
+    """Give a button for each step that may be started by hand."""
+    buttons = [
+        tag(
+            "button",
+            words("start_step", step=step) if len(plan.starts) > 1 else words("start_now"),
+            type="button",
+            class_="ask",
+            data_start=plan.name,
+            data_step=step,
+            data_sure=words("start_sure", name=f"{plan.name} {step}".strip(), tasks=tasks),
+        )
+        for step, tasks in plan.starts
+    ]
+    return tag("div", *buttons, class_="actions") if buttons else None
 
 
 def _state(plan: Plan, words: Words) -> Html:

@@ -25,7 +25,7 @@ _LANGUAGE = r"/(?:en|ko)"
 _OPEN = re.compile(r"/(?:sign-in|healthz|favicon\.ico)")
 _FRONT = re.compile(rf"/|{_LANGUAGE}/?")
 _GET = re.compile(
-    rf"/|/(?:sign-in|healthz|favicon\.ico)|/t/.*|{_LANGUAGE}/?|{_LANGUAGE}/(?:config|theme\.css|manifest\.json"
+    rf"/|/(?:sign-in|healthz|favicon\.ico)|/(?:t|results|reports)/.*|{_LANGUAGE}/?|{_LANGUAGE}/(?:config|theme\.css|manifest\.json"
     r"|favicon\.ico|assets/.*|static/.*|svelte/.*|gradio_api/(?:queue/data|app_id|startup-events|heartbeat/[a-z0-9]+))"
 )
 _POST = re.compile(rf"/sign-in|/sign-out|{_LANGUAGE}/gradio_api/(?:queue/join/?|reset/?|cancel/?)")

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -14,7 +14,7 @@ from labd.page.guard import Guard, allowed_hosts, is_loopback
 from labd.page.signin import SignIn, cookie_header, sign_in_page
 from labd.page.snapshot import Snapshots
 from labd.page.words import LANGUAGES, Words, chosen
-from labd.published import opened
+from labd.published import Published, opened, opened_report
 from labd.settings import PageSettings
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ _STOP_GRACE_S = 2
 _LOOK_EVERY_S = 1.0
 _FILE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'self'"
+)
+_REPORT_POLICY = (
+    # Nothing in it runs or loads. It counts as of this origin, so that its links to papers come with the reader's cookie.
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "sandbox allow-same-origin allow-downloads; frame-ancestors 'none'"
 )
 _SWITCHED_OFF = {
     # They have to be set before gradio is imported: it asks its maker's server for news otherwise.
@@ -186,9 +191,6 @@ def _add_routes(app: Any, lab: Lab, settings: PageSettings, sign_in: SignIn | No
     def health(_request: "Request") -> "Response":
         return PlainTextResponse("ok\n")
 
-    def file(request: "Request") -> "Response":
-        return _file(lab, request.path_params["task"], request.path_params["name"], request)
-
     def ask_name(request: "Request") -> "Response":
         return HTMLResponse(sign_in_page(words(request)))
 
@@ -204,11 +206,26 @@ def _add_routes(app: Any, lab: Lab, settings: PageSettings, sign_in: SignIn | No
 
     app.add_route("/", front)
     app.add_route("/healthz", health)
-    app.add_route("/t/{task}/{name:path}", file)
+    _add_files(app, lab)
     if sign_in is not None:
         app.add_route("/sign-in", ask_name, methods=["GET"])
         app.add_route("/sign-in", enter, methods=["POST"])
         app.add_route("/sign-out", leave, methods=["POST"])
+
+
+def _add_files(app: Any, lab: Lab) -> None:
+    def file(request: "Request") -> "Response":
+        task, name = request.path_params["task"], request.path_params["name"]
+        return _file(lambda: opened(lab.home.results, task, name), request)
+
+    def report(request: "Request") -> "Response":
+        name = request.path_params["name"]
+        return _file(lambda: opened_report(lab.home.reports, name), request, _REPORT_POLICY)
+
+    app.add_route("/t/{task}/{name:path}", file)
+    # Where reports lie in the lab's home, and where the links in them lead from there.
+    app.add_route("/reports/{name}", report)
+    app.add_route("/results/{task}/{name:path}", file)
 
 
 async def _enter(request: "Request", sign_in: SignIn | None, words: Words) -> "Response":
@@ -232,8 +249,12 @@ async def _enter(request: "Request", sign_in: SignIn | None, words: Words) -> "R
     return RedirectResponse("/", status_code=303, headers=headers)
 
 
-def _file(lab: Lab, task: str, name: str, request: "Request") -> "Response":
-    """Give a published file of a task; only pictures are shown, all else is for downloading."""
+def _file(
+    opening: Callable[[], AbstractContextManager[Published]],
+    request: "Request",
+    policy: str = _FILE_POLICY,
+) -> "Response":
+    """Give a published file. Pictures and the lab's own reports are shown, all else is for downloading."""
     from starlette.responses import (  # noqa: PLC0415 - as above
         PlainTextResponse,
         Response,
@@ -241,16 +262,17 @@ def _file(lab: Lab, task: str, name: str, request: "Request") -> "Response":
     )
 
     try:
-        with opened(lab.home.results, task, name) as file:
+        with opening() as file:
             fd, kind, size_bytes = os.dup(file.fd), file.media_type, file.size_bytes
             version = file.version
     except NotFound:
         return PlainTextResponse("labd: there is no such published file\n", status_code=404)
     picture = kind.startswith("image/")
+    shown = picture or (policy == _REPORT_POLICY and kind.startswith("text/html"))
     headers = {
         "content-length": str(size_bytes),
-        "content-security-policy": _FILE_POLICY,
-        "content-disposition": "inline" if picture else "attachment",
+        "content-security-policy": policy,
+        "content-disposition": "inline" if shown else "attachment",
         "etag": f'"{version}"',
         "cache-control": "private, max-age=86400" if picture and request.url.query else "no-cache",
     }

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from labd.index import Index
 from labd.inventory import nodes
 from labd.lab import Lab, Status, TaskView
 from labd.machine import load
+from labd.published import Kept, reports_of
 from labd.task import State
 from labd.text import printable
 from labd.timeline import Stage, Timeline
@@ -50,6 +51,8 @@ class Snapshot:
     agenda: Agenda = field(default_factory=Agenda)
     campaign_tasks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """By campaign how many of its tasks wait, and how many run."""
+    reports: Sequence[Kept] = ()
+    """The lab's reports, the newest first."""
     failed: str = ""
 
     def find(self, task_id: str) -> TaskView | None:
@@ -68,6 +71,7 @@ class Snapshots:
         self._load: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
         self._nodes: list[dict[str, Any]] = []
         self._reader, self._agenda = AgendaReader(lab), Agenda()
+        self._reports: list[Kept] = []
         self._timelines: dict[str, Timeline] = {}
         self._latest: Snapshot | None = None
         self._asked_s = float("-inf")
@@ -167,6 +171,7 @@ class Snapshots:
             log=self._lab.daemon_log()[-500:],
             agenda=self._agenda,
             campaign_tasks=tasks_by_campaign(views),
+            reports=self._reports,
         )
 
     def _stages(self, task_id: str) -> tuple[Stage, ...]:
@@ -183,6 +188,7 @@ class Snapshots:
         self._nodes = nodes(self._lab)
 
     def _read_agenda(self) -> None:
+        self._reports = reports_of(self._lab.home.reports)
         self._agenda = self._reader.read(utc_now())
 
     def _repeat(self, every_s: float, work: Callable[[], None], *, always: bool = False) -> None:

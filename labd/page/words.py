@@ -186,6 +186,16 @@ _TABLE: Mapping[str, tuple[str, str]] = {
     "arm_takes": ("Takes", "소요"),
     "arm_ended": ("Ended", "끝남"),
     "arm_added": ("Added", "추가됨"),
+    "start_now": ("Start now", "지금 시작"),
+    "start_step": ("Start {step} now", "{step} 지금 시작"),
+    "start_sure": (
+        "Start {name} now? Tasks submitted: {tasks}, whatever its limits.",
+        "{name}을(를) 지금 시작할까요? 제한과 관계없이 작업 {tasks}개를 제출합니다.",
+    ),
+    "did_start": (
+        "Started {name}. Tasks submitted: {tasks}.",
+        "{name} 시작함. 제출한 작업: {tasks}개.",
+    ),
     "decisions": ("Last decisions", "최근 결정"),
     "event_campaign_fired": ("fired", "실행됨"),
     "event_campaign_added": ("added a task", "작업 추가"),
@@ -194,6 +204,17 @@ _TABLE: Mapping[str, tuple[str, str]] = {
     "event_campaign_clock": ("went by this clock", "현재 시계를 따름"),
     "event_campaign_wound_down": ("wound down", "마무리함"),
     "event_load_changed": ("load changed", "부하 변화"),
+    # reports
+    "reports": ("Reports", "보고서"),
+    "no_reports": (
+        "No reports yet: `labd report --keep` writes one, and so does a campaign with `report: true`.",
+        "아직 보고서가 없습니다. `labd report --keep`이나 `report: true`인 캠페인이 작성합니다.",
+    ),
+    "report_of": ("About", "대상"),
+    "report_lab": ("the whole lab", "연구실 전체"),
+    "report_file": ("Report", "보고서"),
+    "written": ("Written", "작성"),
+    "size": ("Size", "크기"),
     # submitting
     "submit_title": ("Submit a task", "작업 제출"),
     "form": ("Form", "양식"),

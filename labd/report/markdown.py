@@ -56,7 +56,7 @@ def _head(report: Report) -> list[str]:
             f"{totals.verdicts['worse']:,} worse, {totals.verdicts['inconclusive']:,} inconclusive, "
             f"{totals.verdicts['unknown']:,} not on record"
         ),
-        f"- {totals.papers:,} papers, {totals.ideas:,} ideas, {totals.trials:,} trials, {totals.runs:,} runs",
+        f"- Papers {totals.papers:,}, ideas {totals.ideas:,}, trials {totals.trials:,}, runs {totals.runs:,}",
         f"- {words.hours(usage.task_hours)} task hours, {words.hours(usage.gpu_hours)} GPU hours",
     ]
     return [*lines, *(f"- {note}" for note in report.notes), ""]

@@ -1,17 +1,16 @@
 """Where reports are kept: `reports/` of the home, a file for each, and no more than so many."""
 
-import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from labd.errors import StorageError
 from labd.files import write_atomic
+from labd.published import REPORT_NAME
 
 KEPT = 500
 """Reports that are kept; what was written longest ago goes first."""
 _INSTANT = "%Y%m%dT%H%M%SZ"
-_OURS = re.compile(r"[A-Za-z0-9._-]{1,200}--\d{8}T\d{6}Z\.(html|md|json)")
 
 
 def lab_report(made_at: datetime, suffix: str) -> str:
@@ -28,7 +27,9 @@ def campaign_report(campaign: str, step: str, instant: datetime) -> str:
 def lab_reports(shelf: Path) -> set[str]:
     """Give the file names of the pages on the whole lab that are on the shelf."""
     with suppress(OSError):
-        return {path.name for path in shelf.glob("lab--*.html") if _OURS.fullmatch(path.name)}
+        return {
+            path.name for path in shelf.glob("lab--*.html") if REPORT_NAME.fullmatch(path.name)
+        }
     return set()
 
 
@@ -55,7 +56,9 @@ def put(path: Path, text: str, *, shelf: Path) -> None:
 
 def _make_room(shelf: Path) -> None:
     """Remove the oldest reports beyond what is kept; what has another name than ours stays."""
-    ours = [path for path in shelf.iterdir() if _OURS.fullmatch(path.name) and path.is_file()]
+    ours = [
+        path for path in shelf.iterdir() if REPORT_NAME.fullmatch(path.name) and path.is_file()
+    ]
     ours.sort(key=lambda path: path.lstat().st_mtime, reverse=True)
     for path in ours[KEPT:]:
         with suppress(FileNotFoundError):
