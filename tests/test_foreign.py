@@ -293,6 +293,24 @@ def test_a_value_is_computed_from_its_seeds_and_over_all_datasets() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "name", "value"),
+    [
+        ({"probe_accuracy": {"means": 0.5, "stds": 0.1}}, "probe_accuracy", 0.5),
+        ({"mols": {"means": {"a": {"mae": 1.0}, "b": {"mae": 3.0}}}}, "mae", 2.0),
+    ],
+    ids=["one-number", "means-within-means"],
+)
+def test_means_of_other_shapes_are_read(written: dict[str, Any], name: str, value: float) -> None:
+    info = ai_scientist.parse_info(json.dumps(written).encode())
+    assert ai_scientist.settle_metric(info).name == name
+    assert ai_scientist.value_of(info, name) == value
+    two = {"mnist": {"means": 0.9}, "cifar": {"means": 0.7}}
+    assert ai_scientist.value_of(ai_scientist.parse_info(json.dumps(two).encode()), "cifar") == 0.7
+    with pytest.raises(ConfigError, match="of no value"):
+        ai_scientist.settle_metric(ai_scientist.parse_info(json.dumps(two).encode()))
+
+
+@pytest.mark.parametrize(
     ("raw", "wanted"),
     [
         (b"", "not JSON"),

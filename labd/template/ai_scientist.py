@@ -9,7 +9,7 @@ Source: SakanaAI/AI-Scientist at 9dffdc4, `ai_scientist/perform_experiments.py`,
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,10 @@ def stage(template: Template, *, edited: bool) -> Stage:
 
 
 def parse_info(raw: bytes) -> dict[str, Any]:
-    """Give what a run wrote.
+    """Give what a run wrote: of each dataset an object with its means by name.
+
+    Means that are one number have their dataset's name; of means within means, as of several molecules, each is a
+    dataset ``outer/inner``.
 
     Raises:
         ValueError: it is not JSON, nested too deep, or not datasets with their means; the text says so.
@@ -126,7 +129,15 @@ def parse_info(raw: bytes) -> dict[str, Any]:
         if not isinstance(dataset, dict) or "means" not in dataset:
             msg = f"its {INFO_NAME} has no means for {printable(name, 60)}"
             raise ValueError(msg)
-    return info
+    return dict(part for name, dataset in info.items() for part in _by_name(name, dataset))
+
+
+def _by_name(name: str, dataset: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    means = dataset["means"]
+    if isinstance(means, dict) and means and all(isinstance(one, dict) for one in means.values()):
+        yield from ((f"{name}/{inner}", {"means": one}) for inner, one in means.items())
+    else:
+        yield name, {**dataset, "means": {name: means}} if _is_number(means) else dataset
 
 
 def settle_metric(info: Mapping[str, Any]) -> Metric:
@@ -170,6 +181,8 @@ def direction(name: str) -> Better | None:
 def value_of(info: Mapping[str, Any], name: str) -> float:
     """Give a metric of a run: of one dataset for ``dataset/metric``, or the mean over all datasets.
 
+    A dataset's name alone stands for its only value.
+
     Where the values of single seeds are there, their mean is computed from them.
 
     Raises:
@@ -177,9 +190,11 @@ def value_of(info: Mapping[str, Any], name: str) -> float:
 
     """
     datasets = dict(info)
-    if name.partition("/")[0] in info:
-        dataset, _, name = name.partition("/")
-        datasets = {dataset: info[dataset]}
+    dataset, slash, rest = name.rpartition("/")
+    if slash and dataset in info:
+        datasets, name = {dataset: info[dataset]}, rest
+    elif name in info:
+        datasets = {name: info[name]}
     return math.fsum(_one(key, dataset, name) for key, dataset in datasets.items()) / len(datasets)
 
 
