@@ -46,6 +46,15 @@ def wide(lab: Lab, **keys: object) -> None:
     drop(lab, "wide", task_text(num_cpus=2, num_nodes=3, **keys))
 
 
+def restart_with_work(lab: Lab) -> None:
+    """Start the next daemon, for which there is as much to do as two machines could."""
+    for name in ("a", "b"):
+        lab.path(f"pending/{name}.yaml").write_text(BIG)
+    lab.start()
+    lab.engine.tell(n1=SOUND, n2=SOUND)
+    lab.settle()
+
+
 def where(lab: Lab) -> dict[str, tuple[str, ...]]:
     """Give the machines that each attempt at work has."""
     return {a.job.task_id: (a.job.node_id, *a.job.also_nodes) for a in lab.engine.live()}
@@ -115,11 +124,7 @@ def test_a_drained_machine_is_not_given_and_one_that_was_shows_its_task_until_th
 def test_the_next_daemon_knows_what_an_attempt_has(lab: Lab, *, killed: bool) -> None:
     wide(lab)
     lab.crash() if killed else lab.stop()
-    for name in ("a", "b"):
-        lab.path(f"pending/{name}.yaml").write_text(BIG)
-    lab.start()
-    lab.engine.tell(n1=SOUND, n2=SOUND)
-    lab.settle()
+    restart_with_work(lab)
     assert where(lab) == {"wide": ("n1", BOB)}
     assert told(lab) == ("here", "bob")
 
@@ -128,11 +133,7 @@ def test_what_an_unwanted_attempt_has_is_not_free_before_it_has_ended(lab: Lab) 
     wide(lab)
     lab.crash()
     lab.move("running/wide.yaml", "cancelled/wide.yaml")
-    for name in ("a", "b"):
-        lab.path(f"pending/{name}.yaml").write_text(BIG)
-    lab.start()
-    lab.engine.tell(n1=SOUND, n2=SOUND)
-    lab.settle()
+    restart_with_work(lab)
     assert where(lab) == {"wide": ("n1", BOB)}
     lab.engine.ack_cancel("wide")
     lab.settle()

@@ -20,7 +20,7 @@ from labd.daemon.ids import Ids
 from labd.daemon.intake import Intake
 from labd.engine.types import Ended, Job
 from labd.errors import TaskFileError
-from labd.scheduler import Demand, Running, Start
+from labd.scheduler import Demand, Running, Start, Waiting
 from labd.spool import Entry
 from labd.task import State, TaskFile, parse_task, task_id
 
@@ -130,14 +130,9 @@ class Attempts:
             intake.forget(name)
             intake.look_at(name)
             return None
-        try:
-            task = parse_task(look.raw, f"pending/{name}")
-        except TaskFileError:
-            task = None
-        planned = replace(waiting.demand, avoid=frozenset()), waiting.num_nodes
-        wanted = task and (demand_of(task.spec), task.spec.num_nodes)
-        if task is None or wanted != planned or look.entry.mtime_ns != waiting.since_ns:
-            intake.forget(name)  # it is not the file that was planned for
+        task = _as_planned(look.raw, waiting)
+        if task is None or look.entry.mtime_ns != waiting.since_ns:
+            intake.forget(name)
             intake.look_at(name)
             return None
         if self._comes_back(name, look.entry):
@@ -339,3 +334,13 @@ class Attempts:
             if self.sha256_of(name, state) == active.sha256:
                 return state
         return None
+
+
+def _as_planned(raw: bytes, waiting: Waiting) -> TaskFile | None:
+    """Give the task of these bytes, or ``None`` where they ask for something else than was planned for."""
+    try:
+        task = parse_task(raw, f"pending/{waiting.key}")
+    except TaskFileError:
+        return None
+    planned = replace(waiting.demand, avoid=frozenset()), waiting.num_nodes
+    return task if (demand_of(task.spec), task.spec.num_nodes) == planned else None
