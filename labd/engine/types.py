@@ -30,6 +30,8 @@ class Job:
     """Where papers of other people are looked for: what `labd.literature.model.Options` has."""
     input_roots: list[str] = field(default_factory=list)
     forbidden_roots: list[str] = field(default_factory=list)
+    also_nodes: list[str] = field(default_factory=list)
+    """Ray ids of further machines for its runs; each gives `num_cpus` and `num_gpus`, as the first."""
 
     def as_json(self) -> dict[str, Any]:
         """Give the job as JSON data; it shares the job's own lists and mappings."""
