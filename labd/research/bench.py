@@ -178,14 +178,20 @@ class Bench:
             slot = self._slots[number]
             try:
                 run = self._here(job, slot) if isinstance(slot, tuple) else self._there(job, slot)
-            except SlotLost:
-                self._lost.add(number)
+            except SlotLost as error:
+                self._give_up(number, job, error)
                 continue
             except BaseException:
                 self._free.put(number)
                 raise
             self._free.put(number)
             return run.model_dump(mode="json")
+
+    def _give_up(self, number: int, job: Job, error: SlotLost) -> None:
+        self._lost.add(number)
+        slot = self._slots[number]
+        if not isinstance(slot, tuple):
+            slot.given_up(job.name, str(error))
 
     def _here(self, job: Job, gpus: tuple[int, ...]) -> Run:
         return run_one(

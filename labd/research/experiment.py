@@ -113,6 +113,10 @@ class Elsewhere(Protocol):
         """
         ...
 
+    def given_up(self, run: str, reason: str) -> None:
+        """Hear that no more runs are made there, and with which it ended."""
+        ...
+
 
 def _silent(stage: str, done: int, total: int, detail: str) -> None:
     """Tell nobody."""
