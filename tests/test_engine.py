@@ -28,7 +28,7 @@ from labd.errors import EngineError
 from labd.log import Logger
 from labd.settings import SandboxSettings
 from tests.boxes import ACCEPTED_GAPS
-from tests.factories import PARABOLA, make_template
+from tests.factories import PARABOLA, make_template, parabola_space
 from tests.processes import wait_until
 from tests.rayservice import RayService, session_of
 
@@ -772,3 +772,57 @@ def test_a_node_with_another_labd_says_so(alone: Bench) -> None:
     assert "0.0.9" in ended["reason"]
     assert alone.next(Ready).held != []
     assert alone.next(Ended).how == "lost"
+
+
+def study_job(bench: Bench, task_id: str, node: NodeInfo, *, pause_s: float, **over: Any) -> Job:
+    """Give a sweep over a parabola in which nothing beats the baseline: 1 run, 3 trials and 10 to confirm."""
+    templates = bench.root / "templates"
+    name = f"tiny-{pause_s}".replace(".", "-")
+    if not (templates / name).exists():
+        space = {"search_space": parabola_space(0.7)}
+        make_template(templates, name, experiment=PARABOLA % pause_s, **space)
+    text = yaml.safe_dump({"kind": "research", "template": name, "max_runs": 3})
+    facts: dict[str, Any] = {
+        "task_text": text,
+        "task_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "template_roots": [str(templates)],
+    }
+    return bench.job(task_id, "", node, **facts | over)
+
+
+def told(bench: Bench, task_id: str, event: str) -> list[dict[str, Any]]:
+    """Give the lines of a task's log that tell of an event."""
+    lines = map(json.loads, (bench.results / task_id / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def found(bench: Bench, task_id: str) -> dict[str, Any]:
+    """Give what a research task found, but for times."""
+    result = json.loads((bench.results / task_id / "result.json").read_text())
+    assert result["outcome"] == "done", result
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(one) for key, one in value.items() if key != "wall_s"}
+        return [timeless(one) for one in value] if isinstance(value, list) else value
+
+    return dict(timeless(result["research"]))
+
+
+def test_runs_of_one_study_go_on_on_two_nodes_and_find_the_same(
+    two_nodes: tuple[Bench, NodeInfo, NodeInfo, "subprocess.Popen[bytes]"],
+) -> None:
+    bench, home, away, _ = two_nodes
+    both = [study_job(bench, "wide", home, pause_s=0.2, also_nodes=[away.id])]
+    both.append(study_job(bench, "narrow", home, pause_s=0.2))
+    for job in both:
+        bench.engine.submit(job)
+    ended = [bench.next(Ended) for _ in both]
+    assert all(end.outcome and end.outcome["outcome"] == "done" for end in ended), ended
+    elsewhere = {line["run"] for line in told(bench, "wide", "run.elsewhere")}
+    print(elsewhere, told(bench, "wide", "elsewhere.given_up"))
+    assert elsewhere
+    assert told(bench, "wide", "elsewhere.given_up") == []
+    assert found(bench, "wide") == found(bench, "narrow")
+    runs = [tree_of(bench.results / task_id / "runs") for task_id in ("wide", "narrow")]
+    assert runs[0] == runs[1]
