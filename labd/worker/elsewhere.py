@@ -4,12 +4,14 @@ A run that can't be made there says nothing: its place is given up, and the run 
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 SILENCE_S = 120.0
 """A machine that has said nothing for so long makes no runs any more. Its worker may have to start first, in seconds."""
 _BEAT_S = 2.0
+_OURS = re.compile(r"(\d+-\d+)\..+")
 _GRACE_S = 10.0
 
 Message = Mapping[str, Any]
@@ -63,6 +66,7 @@ def room_elsewhere(
     log: Logger,
     *,
     until_s: float,
+    silence_s: float = SILENCE_S,
 ) -> list[Elsewhere]:
     """Give the places for runs on an attempt's further machines: on each as many as it has CPUs and GPUs for.
 
@@ -72,6 +76,7 @@ def room_elsewhere(
         machines: the way to them.
         log: the task's.
         until_s: on the monotonic clock, when the last run has to be over.
+        silence_s: how long a machine may say nothing.
 
     """
     if machines is None:
@@ -83,7 +88,7 @@ def room_elsewhere(
         num_gpus = min(float(template.gpus_per_run), job["num_gpus"])
         count = min(count, math.ceil(job["num_gpus"]) // template.gpus_per_run)
     return [
-        _Place(machines, node_id, name, num_cpus, num_gpus, log, until_s)
+        _Place(machines, node_id, name, num_cpus, num_gpus, log, until_s, silence_s)
         for node_id, name in machines.names.items()
         for _ in range(count)
     ]
@@ -100,6 +105,7 @@ class _Place:
     num_gpus: float
     log: Logger
     until_s: float
+    silence_s: float
 
     def make(self, order: Mapping[str, Any], log: Path, cancelled: Event) -> Message:
         """Have a run made there, see the protocol."""
@@ -146,8 +152,8 @@ class _Place:
             if message:
                 heard_s = now_s
                 note(message["beat"])
-            elif now_s - heard_s > SILENCE_S:
-                raise EngineError(f"it has said nothing for {SILENCE_S:g} s")
+            elif now_s - heard_s > self.silence_s:
+                raise EngineError(f"it has said nothing for {self.silence_s:g} s")
         raise EngineError("its worker ended without an answer")
 
 
@@ -207,16 +213,16 @@ def make_run(
 
 @contextmanager
 def _directory(base: Path) -> Iterator[Path]:
-    """Give this process's own directory below `base`, empty, until the block ends; those of processes that died go."""
+    """Give a new directory below `base` until the block ends; those that processes left which are dead are removed."""
     base.mkdir(parents=True, exist_ok=True)
     for left in base.iterdir():
-        if not lives(left.name):
+        process = _OURS.fullmatch(left.name)
+        if process and not lives(process[1]):
             # What a killed run still writes to goes the next time.
             with suppress(StorageError):
                 remove_tree(left)
-    mine = base / process_name()
-    remove_tree(mine)
-    mine.mkdir()
+    mine = Path(mkdtemp(prefix=f"{process_name()}.", dir=base))
+    mine.chmod(0o755)  # a run may have another user than labd has
     try:
         yield mine
     finally:
