@@ -64,7 +64,9 @@ def run_job(
     setproctitle(f"ray::labd:{job['task_id']}#{job['attempt']} {job['results_dir']}")
     gpus = _gpus(job["num_gpus"])
     machines = _machines(job, lab, version, archive, models)
-    if job["node_id"] != lab["node_id"]:
+    # A dispatcher that was made by an earlier labd, and still holds work, does not say which node is the lab's own.
+    home = lab.get("node_id")
+    if archive is not None if home is None else job["node_id"] != home:
         call = calls_to(archive, "the archive")
         scratch = _scratch(lab["lab"])
         return run_away(call, job, gpus, scratch, broker=_broker(models), machines=machines)
@@ -138,7 +140,7 @@ def _gpus(wanted: float) -> list[int]:
 def _machines(
     job: dict[str, Any], lab: Mapping[str, Any], version: str, archive: Any, models: Any
 ) -> "RayMachines | None":
-    if not job["also_nodes"]:
+    if not job.get("also_nodes") or "node_id" not in lab:
         return None
     from labd.engine.elsewhere import RayMachines  # noqa: PLC0415 - most jobs need none of it
 

@@ -99,7 +99,7 @@ def run(
         "started_at": to_iso(started),
         "finished_at": to_iso(utc_now()),
         "wall_s": round(wall_s, 3),
-        "gpu_s": round(wall_s * job["num_gpus"], 3),
+        "gpu_s": round(wall_s * job["num_gpus"] * (1 + len(job.get("also_nodes", ()))), 3),
         "limits_hit": dict(LIMITS_HIT),
     }
     return _keep(job, outcome)
