@@ -16,10 +16,10 @@ from labd.research.early import (
     FILE_NAME,
     MAX_FILE_BYTES,
     Curve,
+    CurveWatch,
     hopeless,
     read_curves,
     recorded,
-    watch_for,
 )
 from labd.research.experiment import Cancelled, Tools, run_one
 from labd.research.record import Run, TrialStatus
@@ -144,16 +144,16 @@ def test_a_watch_compares_the_metrics_own_curve_with_the_best_runs_by_its_record
     best = make_run("trial-001", 0.85, curves={name: RISING}, steps={name: list(range(10))})
     rows = [json.dumps({"step": step, name: 0.05}) for step in range(6)]
     (tmp_path / FILE_NAME).write_text("\n".join(rows) + "\n")
-    assert ("on average" in watch_for(ACCURACY, best)(tmp_path)) == stopped
-    assert watch_for(ACCURACY, make_run("trial-002", 0.9))(tmp_path) == ""
-    assert watch_for(ACCURACY, None)(tmp_path) == ""
+    assert ("on average" in CurveWatch(ACCURACY, best)(tmp_path)) == stopped
+    assert CurveWatch(ACCURACY, make_run("trial-002", 0.9))(tmp_path) == ""
+    assert CurveWatch(ACCURACY, None)(tmp_path) == ""
 
 
 def test_a_curve_is_no_reason_where_the_best_run_had_none_that_was_finite(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text('{"step": 0, "loss": NaN}\n')
     finite = make_run("trial-001", 0.85, curves={"loss": [0.5]}, steps={"loss": [0.0]})
-    assert "loss was nan" in watch_for(ACCURACY, finite)(tmp_path)
-    assert watch_for(ACCURACY, make_run("baseline", 0.8))(tmp_path) == ""
+    assert "loss was nan" in CurveWatch(ACCURACY, finite)(tmp_path)
+    assert CurveWatch(ACCURACY, make_run("baseline", 0.8))(tmp_path) == ""
 
 
 # -- real runs
@@ -194,7 +194,7 @@ def run(template: Template, results_dir: Path, mode: str, tools: Tools | None = 
         seed=1,
         split="validation",
         results_dir=results_dir,
-        watch=watch_for(template.metric, None),
+        watch=CurveWatch(template.metric, None),
     )
 
 

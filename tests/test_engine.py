@@ -28,7 +28,7 @@ from labd.errors import EngineError
 from labd.log import Logger
 from labd.settings import SandboxSettings
 from tests.boxes import ACCEPTED_GAPS
-from tests.factories import PARABOLA, make_template
+from tests.factories import PARABOLA, make_template, parabola_space
 from tests.processes import wait_until
 from tests.rayservice import RayService, session_of
 
@@ -772,3 +772,156 @@ def test_a_node_with_another_labd_says_so(alone: Bench) -> None:
     assert "0.0.9" in ended["reason"]
     assert alone.next(Ready).held != []
     assert alone.next(Ended).how == "lost"
+
+
+def study_job(bench: Bench, task_id: str, node: NodeInfo, *, pause_s: str, **over: Any) -> Job:
+    """Give a sweep over a parabola in which nothing beats the baseline: 1 run, 3 trials and 10 to confirm.
+
+    `pause_s`: how long a run takes, as Python; may depend on ``x``, which is 0.7 in the baseline.
+    """
+    templates = bench.root / "templates"
+    if not (templates / "tiny").exists():
+        make_template(
+            templates,
+            experiment=PARABOLA % pause_s,
+            search_space=parabola_space(0.7),
+            time_limit="200s",
+        )
+    text = yaml.safe_dump({"kind": "research", "template": "tiny", "max_runs": 3})
+    facts: dict[str, Any] = {
+        "task_text": text,
+        "task_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "template_roots": [str(templates)],
+    }
+    return bench.job(task_id, "", node, **facts | over)
+
+
+def told(bench: Bench, task_id: str, event: str) -> list[dict[str, Any]]:
+    """Give the lines of a task's log that tell of an event."""
+    lines = map(json.loads, (bench.results / task_id / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def found(bench: Bench, task_id: str) -> dict[str, Any]:
+    """Give what a research task found, but for times."""
+    result = json.loads((bench.results / task_id / "result.json").read_text())
+    assert result["outcome"] == "done", result
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(one) for key, one in value.items() if key != "wall_s"}
+        return [timeless(one) for one in value] if isinstance(value, list) else value
+
+    return dict(timeless(result["research"]))
+
+
+def test_runs_of_one_study_go_on_on_two_nodes_and_find_the_same(
+    two_nodes: tuple[Bench, NodeInfo, NodeInfo, "subprocess.Popen[bytes]"],
+) -> None:
+    bench, home, away, _ = two_nodes
+    both = [study_job(bench, "wide", home, pause_s="0.2", also_nodes=[away.id])]
+    both.append(study_job(bench, "narrow", home, pause_s="0.2"))
+    for job in both:
+        bench.engine.submit(job)
+    ended = [bench.next(Ended) for _ in both]
+    assert all(end.outcome and end.outcome["outcome"] == "done" for end in ended), ended
+    elsewhere = {line["run"] for line in told(bench, "wide", "run.elsewhere")}
+    assert elsewhere
+    assert told(bench, "wide", "elsewhere.given_up") == []
+    assert found(bench, "wide") == found(bench, "narrow")
+    runs = [tree_of(bench.results / task_id / "runs") for task_id in ("wide", "narrow")]
+    assert runs[0] == runs[1]
+
+
+def test_runs_on_a_node_that_dies_are_made_again_and_the_study_ends(
+    service: RayService,
+    two_nodes: tuple[Bench, NodeInfo, NodeInfo, "subprocess.Popen[bytes]"],
+) -> None:
+    bench, home, away, process = two_nodes
+    bench.engine.submit(study_job(bench, "cut", home, pause_s="1", also_nodes=[away.id]))
+    scratch = service.scratch_of(process)
+    log = bench.results / "cut" / "log.jsonl"
+    # Both nodes see one file system here, so look where the work is done: not at home.
+    wait_until(lambda: list(scratch.rglob("runs/trial-*/work")), 60, "a run in the scratch")
+    service.end_node(process)
+    ended = bench.next(Ended)
+    assert ended.outcome is not None, ended
+    assert (ended.how, ended.outcome["outcome"]) == ("returned", "done"), log.read_text()
+    assert len(told(bench, "cut", "elsewhere.given_up")) == 1
+    counts = found(bench, "cut")["counts"]
+    assert (counts["trials"], counts["ok"], counts["runs"]) == (3, 3, 14)
+    journal = (bench.results / "cut" / "journal.jsonl").read_text().splitlines()
+    keys = [json.loads(line)["key"] for line in journal]
+    assert len(keys) == len(set(keys)), "a step was recorded twice"
+
+
+torture = pytest.mark.skipif("LABD_TORTURE" not in os.environ, reason="make torture does it")
+HANGS = "0 if x == 0.7 else __import__('os').system('sleep 150%s')"
+
+
+@torture
+def test_runs_of_an_attempt_on_another_node_go_on_at_the_lab_s_own_too(
+    two_nodes: tuple[Bench, NodeInfo, NodeInfo, "subprocess.Popen[bytes]"],
+) -> None:
+    bench, home, away, _ = two_nodes
+    for job in (
+        study_job(bench, "back", away, pause_s="0.2", also_nodes=[home.id]),
+        study_job(bench, "narrow", home, pause_s="0.2"),
+    ):
+        bench.engine.submit(job)
+        ended = bench.next(Ended)
+        assert ended.outcome is not None, ended
+        assert (ended.how, ended.outcome["outcome"]) == ("returned", "done"), ended
+    assert told(bench, "back", "run.elsewhere")
+    assert told(bench, "back", "elsewhere.given_up") == []
+    assert found(bench, "back") == found(bench, "narrow")
+    assert list((bench.results / ".elsewhere").iterdir()) == []
+
+
+@torture
+@pytest.mark.parametrize("how", ["cancel", "kill"])
+def test_runs_elsewhere_end_with_their_attempt(
+    two_nodes: tuple[Bench, NodeInfo, NodeInfo, "subprocess.Popen[bytes]"],
+    how: str,
+) -> None:
+    bench, home, away, _ = two_nodes
+    hangs = HANGS % ".031"
+    bench.engine.submit(study_job(bench, "ends", home, pause_s=hangs, also_nodes=[away.id]))
+    wait_until(lambda: len(alive(".031")) == 2, 30, "two sleeps")
+    if how == "cancel":
+        bench.engine.cancel("ends", 1)
+    else:
+        worker_of("ends").kill()
+    assert bench.next(Ended).how == ("cancelled" if how == "cancel" else "lost")
+    wait_until(lambda: alive(".031") == [], 20, "the end of the sleeps")
+
+
+@torture
+def test_runs_elsewhere_that_are_stuck_end_as_stuck(
+    service: RayService,
+    two_nodes: tuple[Bench, NodeInfo, NodeInfo, "subprocess.Popen[bytes]"],
+) -> None:
+    bench, home, away, process = two_nodes
+    hangs = HANGS % ".032"
+    bench.engine.submit(study_job(bench, "hangs", home, pause_s=hangs, also_nodes=[away.id]))
+    scratch = service.scratch_of(process)
+
+    def under_way() -> set[str]:
+        found = [*scratch.rglob("runs/*/work"), *bench.results.glob("hangs/runs/*/work")]
+        return {path.parent.name for path in found}
+
+    def end_those(count: int) -> None:
+        wait_until(lambda: len(alive(".032")) == count, 60, "runs")
+        names = under_way()
+        assert len(names) == count
+        bench.engine.end_runs("hangs", 1)
+        wait_until(lambda: not under_way() & names, 30, "the end of the runs")
+
+    end_those(2)
+    end_those(1)
+    ended = bench.next(Ended)
+    assert ended.outcome is not None, ended
+    research = found(bench, "hangs")
+    assert [trial["status"] for trial in research["trials"]] == ["timed_out"] * 3
+    assert all("stuck" in trial["reason"] for trial in research["trials"])
+    assert told(bench, "hangs", "elsewhere.given_up") == []

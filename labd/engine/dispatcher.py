@@ -37,6 +37,7 @@ class _Attempt:
     node_id: str
     version: str
     since: float
+    also_nodes: tuple[str, ...] = ()
     models: Any = None
     cancelled: bool = False
     over: bool = False
@@ -68,6 +69,7 @@ class Dispatcher:
         self._lab = {
             "lab": lab["lab"],
             "lock_path": lab["lock_path"],
+            "node_id": lab["node_id"],
             "owner_pid": os.getpid(),
         }
         self._deliver = deliver
@@ -111,7 +113,7 @@ class Dispatcher:
     def warm(self, node_id: str, count: int, version: str, num_cpus: float = 1) -> None:
         """Have `count` of the node's worker processes ready for their first task."""
         warm = self._warm.options(
-            num_cpus=num_cpus, max_retries=0, scheduling_strategy=_affinity(node_id)
+            num_cpus=num_cpus, max_retries=0, scheduling_strategy=affinity(node_id)
         )
         away = node_id != self._node_id
         for _ in range(count):
@@ -131,8 +133,9 @@ class Dispatcher:
         with self._lock:
             if key in self._attempts:
                 return
+        nodes = (job["node_id"], *job["also_nodes"])
         try:
-            archive = self._archive(job) if job["node_id"] != self._node_id else None
+            archive = self._archive(job) if any(n != self._node_id for n in nodes) else None
             models = self._models() if job["wants_models"] or job["num_gpus"] else None
             ref = self._run.options(
                 # One name for all: Ray keeps counts by name, in this process and in its agents, and never
@@ -141,14 +144,16 @@ class Dispatcher:
                 num_cpus=job["num_cpus"],
                 num_gpus=job["num_gpus"],
                 max_retries=0,
-                scheduling_strategy=_affinity(job["node_id"]),
+                scheduling_strategy=affinity(job["node_id"]),
             ).remote(job, self._lab, version, archive, models)
         except (ValueError, TypeError) as error:
             reason = f"Ray refused it: {printable(str(error), 200)}"
             self._deliver(_ended(key, "lost", None, reason))
             return
         with self._lock:
-            self._attempts[key] = _Attempt(ref, job["node_id"], version, time.monotonic(), models)
+            self._attempts[key] = _Attempt(
+                *(ref, nodes[0], version, time.monotonic()), nodes[1:], models
+            )
         ref.future().add_done_callback(lambda future: self._ended(key, future))
 
     def _cancel(self, key: Key) -> None:
@@ -162,18 +167,19 @@ class Dispatcher:
             ray.cancel(attempt.ref, force=True)
 
     def _reach(self, key: Key, how: str) -> None:
-        """Reach an attempt's worker from another process of its node."""
+        """Reach an attempt's worker from another process of its node, and where its runs are to end those of its other nodes."""
         with self._lock:
             attempt = self._attempts.get(key)
         if attempt is None or attempt.over:
             return
-        away = attempt.node_id != self._node_id
-        self._reach_out.options(
-            name=f"labd:{how}",
-            num_cpus=0,
-            max_retries=0,
-            scheduling_strategy=_affinity(attempt.node_id),
-        ).remote(self._lab, away, key[0], key[1], how)
+        others = attempt.also_nodes if how == "end_runs" else ()
+        for node_id in (attempt.node_id, *others):
+            self._reach_out.options(
+                name=f"labd:{how}",
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=affinity(node_id),
+            ).remote(self._lab, node_id != self._node_id, key[0], key[1], how)
 
     def _ended(self, key: Key, future: Any) -> None:
         with self._lock:
@@ -232,7 +238,7 @@ def _judged(key: Key, attempt: _Attempt, future: Any) -> tuple[str, dict[str, An
         return "cancelled", None, "cancelled"
     error = future.exception()
     if error is not None:
-        return "lost", None, _reason(error)
+        return "lost", None, reason_of(error)
     outcome = future.result()
     if isinstance(outcome, dict) and outcome.get("attempt") == key[1]:
         return "returned", outcome, ""
@@ -249,11 +255,13 @@ def _ended(key: Key, how: str, outcome: dict[str, Any] | None, reason: str) -> d
     }
 
 
-def _affinity(node_id: str) -> NodeAffinitySchedulingStrategy:
+def affinity(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Give what pins a task to a node."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Give in one line why Ray says that a task has no value."""
     # Ray colours its messages and puts the worker's own error in the last line.
     lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     chosen = (lines or [""])[-1 if "TaskError" in type(error).__name__ else 0]

@@ -8,9 +8,9 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._raylet import setproctitle  # type: ignore[attr-defined] # a module in C
@@ -20,10 +20,15 @@ from labd.engine.calls import Call, calls_to
 from labd.engine.processes import sharing_lock, wait_for_any
 from labd.errors import EngineError, LabdError
 
+if TYPE_CHECKING:
+    from labd.engine.elsewhere import RayMachines
+
 SCRATCH_VARIABLE = "LABD_SCRATCH"
 """In the environment of a node's Ray: where attempts of labs on other machines have their directories."""
 
 _SIGNS = "signs"
+_RUNS = ".elsewhere"
+"""Below the results, or a node's scratch: runs of attempts that go on on other nodes."""
 _EXIT_DELAY_S = 0.5
 _followed: set[int] = set()
 
@@ -39,10 +44,11 @@ def run_job(
 
     Args:
         job: the attempt, as `labd.engine.types.Job` has it.
-        lab: ``lab``, the lab's own name, ``lock_path``, and ``owner_pid``, the process that submits.
+        lab: ``lab``, the lab's own name, ``lock_path``, ``node_id``, the lab's own node, and ``owner_pid``, the process
+            that submits.
         version: the labd of the lab.
-        archive: where this node is not the lab's own, the actor (`labd.engine.service.ArchiveActor`) through
-            which results go home.
+        archive: where not all of the job's nodes are the lab's own, the actor (`labd.engine.service.ArchiveActor`)
+            through which results go home and templates come.
         models: the actor (`labd.engine.models.ModelsActor`) that shares out language models, where the job may
             need it.
 
@@ -56,14 +62,89 @@ def run_job(
 
     # As Ray itself names the process after the task that it runs, and afterwards calls it idle again.
     setproctitle(f"ray::labd:{job['task_id']}#{job['attempt']} {job['results_dir']}")
-    gpus = [int(gpu) for gpu in ray.get_gpu_ids()] if job["num_gpus"] else []
-    if archive is not None:
+    gpus = _gpus(job["num_gpus"])
+    machines = _machines(job, lab, version, archive, models)
+    # A dispatcher that was made by an earlier labd, and still holds work, does not say which node is the lab's own.
+    home = lab.get("node_id")
+    if archive is not None if home is None else job["node_id"] != home:
         call = calls_to(archive, "the archive")
-        return run_away(call, job, gpus, _scratch(lab["lab"]), broker=_broker(models))
+        scratch = _scratch(lab["lab"])
+        return run_away(call, job, gpus, scratch, broker=_broker(models), machines=machines)
     _follow(lab["owner_pid"])
     signs = signs_directory(lab, away=False)
     with sharing_lock(Path(lab["lock_path"])):
-        return worker.run(job, gpus, models=_broker(models), signs=signs)
+        return worker.run(job, gpus, models=_broker(models), signs=signs, machines=machines)
+
+
+def run_there(
+    job: dict[str, Any],
+    order: dict[str, Any],
+    lab: Mapping[str, Any],
+    version: str,
+    *,
+    archive: Any,
+    models: Any,
+) -> Iterator[Mapping[str, Any]]:
+    """Make one run of an attempt that goes on on another node; give its signs every other second, and at last its answer.
+
+    Args:
+        job: the attempt, as the lab gave it.
+        order: the run, as `labd.research.elsewhere.order_of` has it; ``num_gpus`` and ``left_s`` besides.
+        lab: as in `run_job`, like the rest.
+        version: the labd of the lab.
+        archive: where this node is not the lab's own, the actor through which the template comes.
+        models: the actor that shares out the GPUs.
+
+    Raises:
+        EngineError: this node has another labd than the lab.
+
+    """
+    _require_version(version)
+    from labd import machine, worker  # noqa: PLC0415 - as in `run_job`
+    from labd.shipping import SHIPPED, job_here  # noqa: PLC0415 - as in `run_job`
+    from labd.worker.elsewhere import make_run, making  # noqa: PLC0415 - as in `run_job`; it is slow to import too
+
+    setproctitle(f"ray::labd-run:{job['task_id']}#{job['attempt']} {order['name']}")
+    node_id = str(ray.get_runtime_context().get_node_id())
+    job = {**job, "node_id": node_id}
+    away = node_id != lab["node_id"]
+    gpus = _gpus(order["num_gpus"])
+    signs = signs_directory(lab, away=away)
+
+    def prepare() -> dict[str, Any]:
+        if not away:
+            return job
+        return job_here(calls_to(archive, "the archive"), job, _scratch(lab["lab"]) / "attempts")
+
+    def work() -> Mapping[str, Any]:
+        base = _scratch(lab["lab"]) if away else Path(job["results_dir"]).parent
+        return make_run(prepare, order, gpus, base / _RUNS, models=_broker(models))
+
+    def look() -> dict[str, Any] | None:
+        seen = machine.gpus()[0] if gpus else []
+        busy = {gpu["index"]: gpu["busy"] for gpu in seen if gpu["busy"] is not None}
+        return worker.signs_of(signs, os.getpid(), busy)
+
+    with contextlib.ExitStack() as stack:
+        if not away:
+            _follow(lab["owner_pid"])
+            stack.enter_context(sharing_lock(Path(lab["lock_path"])))
+        stack.enter_context(worker.saying(signs, job, gpus, shipped=SHIPPED.bytes))
+        yield from making(work, look)
+
+
+def _gpus(wanted: float) -> list[int]:
+    return [int(gpu) for gpu in ray.get_gpu_ids()] if wanted else []
+
+
+def _machines(
+    job: dict[str, Any], lab: Mapping[str, Any], version: str, archive: Any, models: Any
+) -> "RayMachines | None":
+    if not job.get("also_nodes") or "node_id" not in lab:
+        return None
+    from labd.engine.elsewhere import RayMachines  # noqa: PLC0415 - most jobs need none of it
+
+    return RayMachines(job, lab, version, archive=archive, models=models)
 
 
 def warm_up(config: dict[str, Any], lab: Mapping[str, Any], version: str, away: bool) -> None:  # noqa: FBT001 - Ray's arguments are best plain
@@ -144,6 +225,7 @@ def run_away(
     scratch: Path,
     *,
     broker: Call | None = None,
+    machines: "RayMachines | None" = None,
 ) -> dict[str, Any]:
     """Run an attempt on a node that has no file system in common with the lab's own; give its outcome.
 
@@ -155,6 +237,7 @@ def run_away(
         gpus: as in `labd.worker.run`.
         scratch: this node's directory for this lab.
         broker: as `models` in `labd.worker.run`.
+        machines: as there.
 
     Raises:
         LabdError: not all results came home.
@@ -176,7 +259,9 @@ def run_away(
         worker.saying(signs, job, gpus, shipped=SHIPPED.bytes),
         Mirror(call, job, scratch / "attempts", on_lost=end) as mirror,
     ):
-        return worker.run(mirror.job, gpus, mirror.on_step, models=broker, signs=signs)
+        return worker.run(
+            mirror.job, gpus, mirror.on_step, models=broker, signs=signs, machines=machines
+        )
 
 
 def scratch_root() -> Path:

@@ -9,8 +9,17 @@ from typing import Any, Self
 
 from labd.errors import ResearchError
 from labd.journal import Journal
-from labd.research.early import Watch
-from labd.research.experiment import OutOfTime, Split, Tools, run_one
+from labd.research.early import CurveWatch
+from labd.research.elsewhere import order_of, take_home
+from labd.research.experiment import (
+    LOG_NAME,
+    Elsewhere,
+    OutOfTime,
+    SlotLost,
+    Split,
+    Tools,
+    run_one,
+)
 from labd.research.record import Run
 from labd.template import Param, Template
 
@@ -33,7 +42,7 @@ class Job:
     split: Split
     code: Code | None = None
     """``None``: the template as it is."""
-    watch: Watch | None = None
+    watch: CurveWatch | None = None
     """What may end it early."""
 
 
@@ -45,7 +54,7 @@ class Bench:
         tools: the sandbox and what else is given from outside.
         journal: in which each run is a step.
         results_dir: of the task.
-        parallel: runs at once. Has no influence on what is found.
+        parallel: runs at once on this machine; `tools` may have room for more elsewhere. Has no influence on what is found.
         gpus: indices of the GPUs that the runs may share out.
 
     Raises:
@@ -67,12 +76,21 @@ class Bench:
         self.results_dir = results_dir
         self._tools = tools
         self._journal = journal
-        shares = gpu_shares(template, parallel, gpus)
-        self.at_once = len(shares)
-        self._gpus: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
-        for share in shares:
-            self._gpus.put(share)
-        self._pool = ThreadPoolExecutor(len(shares), thread_name_prefix="run")
+        self._slots: list[tuple[int, ...] | Elsewhere] = [
+            *gpu_shares(template, parallel, gpus),
+            *tools.elsewhere,
+        ]
+        self._lost: set[int] = set()
+        # The first free one is taken: those of this machine, from which nothing has to travel, come first.
+        self._free: queue.PriorityQueue[int] = queue.PriorityQueue()
+        for number in range(len(self._slots)):
+            self._free.put(number)
+        self._pool = ThreadPoolExecutor(len(self._slots), thread_name_prefix="run")
+
+    @property
+    def at_once(self) -> int:
+        """How many runs may go on at the same time."""
+        return len(self._slots) - len(self._lost)
 
     def __enter__(self) -> Self:
         return self
@@ -154,23 +172,45 @@ class Bench:
         return inputs
 
     def _run(self, job: Job) -> dict[str, object]:
-        gpus = self._gpus.get_nowait()
-        try:
-            run = run_one(
-                self.template,
-                self._tools,
-                name=job.name,
-                params=job.params,
-                seed=job.seed,
-                split=job.split,
-                results_dir=self.results_dir,
-                gpus=gpus,
-                code=None if job.code is None else job.code.directory,
-                watch=job.watch,
-            )
-        finally:
-            self._gpus.put(gpus)
-        return run.model_dump(mode="json")
+        while True:
+            # There is always one that is not lost, and what goes on in it ends by its limits.
+            number = self._free.get()
+            slot = self._slots[number]
+            try:
+                run = self._here(job, slot) if isinstance(slot, tuple) else self._there(job, slot)
+            except SlotLost as error:
+                self._give_up(number, job, error)
+                continue
+            except BaseException:
+                self._free.put(number)
+                raise
+            self._free.put(number)
+            return run.model_dump(mode="json")
+
+    def _give_up(self, number: int, job: Job, error: SlotLost) -> None:
+        self._lost.add(number)
+        slot = self._slots[number]
+        if not isinstance(slot, tuple):
+            slot.given_up(job.name, str(error))
+
+    def _here(self, job: Job, gpus: tuple[int, ...]) -> Run:
+        return run_one(
+            self.template,
+            self._tools,
+            name=job.name,
+            params=job.params,
+            seed=job.seed,
+            split=job.split,
+            results_dir=self.results_dir,
+            gpus=gpus,
+            code=None if job.code is None else job.code.directory,
+            watch=job.watch,
+        )
+
+    def _there(self, job: Job, slot: Elsewhere) -> Run:
+        log = self.results_dir / "runs" / job.name / LOG_NAME
+        answer = slot.make(order_of(job, self.template), log, self._tools.cancelled)
+        return take_home(answer, job, self.results_dir)
 
 
 def gpu_shares(template: Template, parallel: int, gpus: Sequence[int]) -> list[tuple[int, ...]]:

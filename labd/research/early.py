@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 from labd.research.plain import NotPlain, read_plain
 from labd.research.record import Run
@@ -77,33 +78,53 @@ def hopeless(curve: Curve, best: Curve | None, *, better: str, name: str = "valu
     return ""
 
 
-def watch_for(metric: Metric, best: Run | None) -> Watch:
-    """Give what ends a run for its curves: one that is not finite, or the metric's own against the best trial's.
+@dataclass(frozen=True, slots=True)
+class CurveWatch:
+    """A `Watch` that ends a run for its curves: one that is not finite, or the metric's own against the best trial's.
 
     The metric's own are those that have its name, alone or after ``validation_`` or ``val_``. A curve that the best
     trial did not report, or reported with values that are not finite, is no reason: there the template's own code may do so.
     """
-    known = {
-        name: Curve(best.steps[name], best.curves[name])
-        for name in (metric.name, f"validation_{metric.name}", f"val_{metric.name}")
-        if best is not None and name in best.steps
-    }
-    sizes: dict[Path, int] = {}
 
-    def watch(out_dir: Path) -> str:
+    metric: Metric
+    best: Run | None
+    _sizes: dict[Path, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __call__(self, out_dir: Path) -> str:
+        """Give why the run should be ended, or nothing."""
         raw = _reported(out_dir)
-        if sizes.get(out_dir) == len(raw):
+        if self._sizes.get(out_dir) == len(raw):
             return ""
-        sizes[out_dir] = len(raw)
+        self._sizes[out_dir] = len(raw)
+        known = self._known()
         for name, curve in _parsed(raw).items():
-            if best is not None and name not in best.steps:
+            if self.best is not None and name not in self.best.steps:
                 continue
-            reason = hopeless(curve, known.get(name), better=metric.better, name=name)
+            reason = hopeless(curve, known.get(name), better=self.metric.better, name=name)
             if reason:
                 return reason
         return ""
 
-    return watch
+    def as_data(self) -> dict[str, Any]:
+        """Give it as plain JSON data."""
+        best = None if self.best is None else self.best.model_dump(mode="json")
+        return {"metric": self.metric.model_dump(mode="json"), "best": best}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """Make one of what `as_data` gave."""
+        best = None if data["best"] is None else Run.model_validate(data["best"])
+        return cls(Metric.model_validate(data["metric"]), best)
+
+    def _known(self) -> dict[str, Curve]:
+        best, name = self.best, self.metric.name
+        if best is None:
+            return {}
+        return {
+            curve: Curve(best.steps[curve], best.curves[curve])
+            for curve in (name, f"validation_{name}", f"val_{name}")
+            if curve in best.steps
+        }
 
 
 def read_curves(out_dir: Path) -> dict[str, Curve]:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from labd.errors import LabdError, ResearchError, StorageError
 from labd.files import write_atomic, write_json
@@ -42,6 +42,8 @@ from labd.trees import remove_tree
 
 Split = Literal["validation", "test"]
 
+LOG_NAME = "log.txt"
+"""What a run printed, in its directory."""
 _WORK = "/work"
 _PARAMS = f"{_WORK}/params.json"
 _REMOVE_TIMEOUT_S = 600.0
@@ -69,6 +71,12 @@ class OutOfTime(LabdError):
     code = "timed_out"
 
 
+class SlotLost(LabdError):
+    """A place for runs on another machine is none any more; the run that was to be made there says nothing."""
+
+    code = "slot_lost"
+
+
 class SandboxTool(Protocol):
     """What this package needs of a sandbox."""
 
@@ -89,6 +97,27 @@ class SandboxTool(Protocol):
         ...
 
 
+class Elsewhere(Protocol):
+    """Room for one run at a time on another machine."""
+
+    def make(
+        self, order: Mapping[str, Any], log: Path, cancelled: threading.Event
+    ) -> Mapping[str, Any]:
+        """Have the run of an order made there (see `labd.research.elsewhere`); give its answer. `log`: where its log will be here.
+
+        Raises:
+            Cancelled: `cancelled` was set meanwhile.
+            OutOfTime: the time of the whole task was over.
+            SlotLost: it can't be made there.
+
+        """
+        ...
+
+    def given_up(self, run: str, reason: str) -> None:
+        """Hear that no more runs are made there, and with which it ended."""
+        ...
+
+
 def _silent(stage: str, done: int, total: int, detail: str) -> None:
     """Tell nobody."""
 
@@ -102,6 +131,8 @@ class Tools:
     """Set by somebody else to call the work off."""
     progress: Callable[[str, int, int, str], None] = _silent
     """Called from the sweep's own thread with stage, done, total, detail."""
+    elsewhere: Sequence[Elsewhere] = ()
+    """Room for more runs, on other machines. Has no influence on what is found."""
 
 
 def run_one(
@@ -145,27 +176,9 @@ def run_one(
         template, tools, name, tuple(gpus), read_only=_inputs(template, code, place.empty)
     )
     try:
-        with watching(watch, place.out_dir, tools.cancelled) as stop:
-            result = runner.run(
-                fill_command(
-                    template, params=_PARAMS, seed=seed, split=split, out_dir=place.told_out_dir
-                ),
-                place.work,
-                log=place.directory / "log.txt",
-                cwd=place.cwd,
-                prepare=lambda: place.prepare(params),
-                env=place.stage.env,
-                stop=stop,
-            )
-        measured, wall_s = judge(result, template, place.out_dir, stop.reason), result.wall_s
-        if template.evaluate and measured.reason is None:
-            argv = fill_evaluate(template, params=_PARAMS, seed=seed, split=split, out_dir=_WORK)
-            evaluated = _evaluate(runner, place, argv, params)
-            wall_s += evaluated.wall_s
-            found = judge_evaluation(evaluated, template, place.evaluation)
-            measured = replace(
-                found, curves={**measured.curves, **found.curves}, steps=measured.steps
-            )
+        result, measured, wall_s = _made(
+            runner, place, params=params, seed=seed, split=split, watch=watch
+        )
         if measured.raw is not None:
             write_atomic(place.directory / METRICS_NAME, measured.raw)
         if code is None and split == "validation" and measured.reason is None:
@@ -180,6 +193,39 @@ def run_one(
     return _record(
         measured, result, name=name, params=params, seed=seed, split=split, wall_s=wall_s
     )
+
+
+def _made(
+    runner: "_Runner",
+    place: "_Place",
+    *,
+    params: Mapping[str, Param],
+    seed: int,
+    split: Split,
+    watch: Watch | None,
+) -> tuple[SandboxResult, Measured, float]:
+    """Run the command, and the evaluation if there is one: how the command ended, what was measured, and the seconds."""
+    template, cancelled = runner.template, runner.tools.cancelled
+    with watching(watch, place.out_dir, cancelled) as stop:
+        result = runner.run(
+            fill_command(
+                template, params=_PARAMS, seed=seed, split=split, out_dir=place.told_out_dir
+            ),
+            place.work,
+            log=place.directory / LOG_NAME,
+            cwd=place.cwd,
+            prepare=lambda: place.prepare(params),
+            env=place.stage.env,
+            stop=stop,
+        )
+    measured = judge(result, template, place.out_dir, stop.reason)
+    if not template.evaluate or measured.reason is not None:
+        return result, measured, result.wall_s
+    argv = fill_evaluate(template, params=_PARAMS, seed=seed, split=split, out_dir=_WORK)
+    evaluated = _evaluate(runner, place, argv, params)
+    found = judge_evaluation(evaluated, template, place.evaluation)
+    found = replace(found, curves={**measured.curves, **found.curves}, steps=measured.steps)
+    return result, found, result.wall_s + evaluated.wall_s
 
 
 def _record(

@@ -26,9 +26,9 @@ MAX_KILLED = 3
 """How often a run may be killed from outside before that counts against it."""
 METRICS_NAME = "metrics.json"
 
-_MAX_PICTURES = 20
-_MAX_PICTURE_BYTES = 5 * 2**20
-_PICTURE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.png")
+MAX_PICTURES = 20
+MAX_PICTURE_BYTES = 5 * 2**20
+PICTURE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.png")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -111,10 +111,10 @@ def read_pictures(directory: Path, *, besides: Container[str]) -> dict[str, byte
     """Give the PNG files that code left in a directory, by name; not those `besides`, nor too many or too big ones."""
     found: dict[str, bytes] = {}
     for path in sorted(directory.iterdir()):
-        if len(found) == _MAX_PICTURES or not _PICTURE_NAME.fullmatch(path.name):
+        if len(found) == MAX_PICTURES or not PICTURE_NAME.fullmatch(path.name):
             continue
         try:
-            raw = b"" if path.name in besides else _read_plain(path, _MAX_PICTURE_BYTES)
+            raw = b"" if path.name in besides else _read_plain(path, MAX_PICTURE_BYTES)
         except _NoMetricError:
             continue
         if raw.startswith(_PNG):

@@ -15,7 +15,7 @@ from typing import Any
 
 from labd.errors import StorageError
 from labd.journal import Journal
-from labd.research.bench import Bench, Job, gpu_shares
+from labd.research.bench import Bench, Job
 from labd.research.evidence import Arm, confirm, cut_notes, failure_notes, judge
 from labd.research.experiment import Cancelled, Tools
 from labd.research.groundwork import (
@@ -129,7 +129,7 @@ def search(
         key = f"{prefix}proposal/{batch:03d}"
         proposal = _proposal(
             brief, journal, [baseline, *trials], seed=provenance.search_seed, batch=batch, key=key,
-            confirm_arms=confirm_arms,
+            confirm_arms=confirm_arms, at_once=lab.at_once,
         )  # fmt: skip
         if proposal["stop"] is not None:
             return Searched(trials, [proposal["stop"]])
@@ -152,6 +152,7 @@ def _proposal(
     batch: int,
     key: str,
     confirm_arms: int,
+    at_once: int,
 ) -> dict[str, Any]:
     """Give ``params`` to try, or ``stop`` with the reason; recorded, so that a resumed search agrees.
 
@@ -164,7 +165,7 @@ def _proposal(
     inputs = {**_search_inputs(brief, history), "seed": seed, "count": count}
 
     def decide() -> dict[str, object]:
-        if _out_of_time(brief, runs, confirm_arms):
+        if _out_of_time(brief, runs, confirm_arms, at_once):
             stop = (
                 f"The search ended after {done} of {brief.num_trials} trials, "
                 "so that the time given was enough to confirm what it had found."
@@ -185,11 +186,10 @@ def _search_inputs(brief: Brief, history: Sequence[Observation]) -> dict[str, An
     return {"template": brief.template.sha256, "history": observed}
 
 
-def _out_of_time(brief: Brief, runs: Sequence[Run], confirm_arms: int) -> bool:
+def _out_of_time(brief: Brief, runs: Sequence[Run], confirm_arms: int, at_once: int) -> bool:
     """Say whether another batch, and the runs that confirm after it, would pass the deadline."""
     if brief.deadline is None:
         return False
-    at_once = len(gpu_shares(brief.template, brief.parallel, brief.gpus))
     to_come = math.ceil(BATCH_SIZE / at_once) + math.ceil(
         confirm_arms * brief.num_confirm_seeds / at_once
     )

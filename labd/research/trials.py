@@ -23,7 +23,7 @@ from labd.research.asking import Answer, Asker
 from labd.research.bench import Bench, Job
 from labd.research.blocks import Unusable, parse_edits, plan_of
 from labd.research.briefing import edit_parts, outcome, repair_parts
-from labd.research.early import Watch, watch_for
+from labd.research.early import CurveWatch
 from labd.research.edits import apply, check
 from labd.research.hunks import count_lines
 from labd.research.policy import Manner, Step, batch_size, next_moves
@@ -254,14 +254,14 @@ class _Search:
                 shop.progress("trials", len(trials) + len(made), max_trials, detail)
         return made
 
-    def _watch(self, trials: Sequence[Trial]) -> Watch | None:
+    def _watch(self, trials: Sequence[Trial]) -> CurveWatch | None:
         if not self._shop.curves:
             return None
         metric = self._template.metric
         sign = 1.0 if metric.better == "higher" else -1.0
         runs = [trial.run for trial in (*self._earlier, *trials) if trial.value is not None]
         good = [run for run in (self._shop.baseline, *runs) if run is not None]
-        return watch_for(metric, max(good, key=lambda run: sign * (run.value or 0.0)))
+        return CurveWatch(metric, max(good, key=lambda run: sign * (run.value or 0.0)))
 
     def _question(
         self, name: str, steps: Sequence[Step], index: int, trials: Sequence[Trial]
@@ -321,7 +321,7 @@ class _Search:
             raise Unusable(problem)
         return files
 
-    def _start(self, proposal: _Proposal, opened: ExitStack, watch: Watch | None) -> _Started:
+    def _start(self, proposal: _Proposal, opened: ExitStack, watch: CurveWatch | None) -> _Started:
         shop, name, files = self._shop, proposal.name, proposal.files
         if files is None:
             return _Started(proposal)

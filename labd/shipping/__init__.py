@@ -5,7 +5,7 @@ Between them is a transport that is nothing but ``call(method, /, **plain data) 
 """
 
 from labd.shipping.link import Call
-from labd.shipping.mirror import Mirror
+from labd.shipping.mirror import Mirror, job_here
 from labd.shipping.model import (
     Fenced,
     LinkLost,
@@ -26,4 +26,5 @@ __all__ = [
     "ShippingError",
     "Store",
     "StoreLimits",
+    "job_here",
 ]

@@ -4,6 +4,7 @@ What a step recorded is at home before the step's caller goes on. When the head 
 or has another attempt, this one ends; what it did stays on the node for the next.
 """
 
+import functools
 import os
 import threading
 import time
@@ -92,7 +93,8 @@ class Mirror:
                 self._shipper = self._begin(directory, stack)
             except OSError as error:
                 raise _storage(error) from error
-            self.job = self._job_here(directory)
+            here = _job_here(self._link, self._scratch, self._scratch_root, self._given)
+            self.job = {**here, "results_dir": str(directory)}
             self._thread = threading.Thread(target=self._stream, name="shipping", daemon=True)
             self._thread.start()
             self._stack = stack.pop_all()
@@ -190,19 +192,6 @@ class Mirror:
         bring(read, files, directory, old=old)
         self._scratch.drop_old(self._task_id)
 
-    def _job_here(self, directory: Path) -> dict[str, Any]:
-        task = parse_task(self._given["task_text"].encode(), self._given["file_name"])
-        roots: list[str] = []
-        if task.spec.research_template is not None:
-            roots = bring_template(self._link, self._scratch, task.spec.research_template)
-        forbidden = [*self._given.get("forbidden_roots", []), str(self._scratch_root)]
-        return {
-            **self._given,
-            "results_dir": str(directory),
-            "template_roots": roots,
-            "forbidden_roots": forbidden,
-        }
-
     def _stream(self) -> None:
         """Ship logs every second or so, and files now and then, until the attempt ends."""
         files_at = time.monotonic() + self._limits.files_every_s
@@ -226,6 +215,46 @@ class Mirror:
         if first and self._on_lost is not None:
             self._on_lost(self._error)
         return self._error
+
+
+def job_here(
+    call: Call, job: dict[str, Any], scratch: Path, limits: MirrorLimits | None = None
+) -> dict[str, Any]:
+    """Give a job with the paths of this node, which then has its template; its results stay where they are.
+
+    For a node that makes runs of it and has no results of its own. The arguments: as for `Mirror`.
+
+    Raises:
+        LabdError: the head could not be reached, or what else it, or this node's disk, has against it.
+
+    """
+    limits = limits or MirrorLimits()
+    place = Scratch(scratch)
+    try:
+        place.make()
+        _swept(scratch, limits)
+        return _job_here(Link(call, limits.link_timeout_s), place, scratch, job)
+    except OSError as error:
+        raise _storage(error) from error
+
+
+@functools.cache
+def _swept(scratch: Path, limits: MirrorLimits) -> None:
+    """Remove what earlier attempts left, once for a process: it is asked for each run."""
+    Scratch(scratch).sweep(
+        most_bytes=limits.scratch_bytes, oldest_age_s=limits.scratch_age_s, keep=""
+    )
+
+
+def _job_here(
+    link: Link, scratch: Scratch, scratch_root: Path, job: dict[str, Any]
+) -> dict[str, Any]:
+    task = parse_task(job["task_text"].encode(), job["file_name"])
+    roots: list[str] = []
+    if task.spec.research_template is not None:
+        roots = bring_template(link, scratch, task.spec.research_template)
+    forbidden = [*job.get("forbidden_roots", []), str(scratch_root)]
+    return {**job, "template_roots": roots, "forbidden_roots": forbidden}
 
 
 def _storage(error: OSError) -> StorageError:

@@ -33,6 +33,11 @@ class Scratch:
         self._old = root / "old"
         self._state = root / "state"
 
+    def make(self) -> None:
+        """Make its directories, where they are missing."""
+        for directory in (self.results, self.templates, self._old, self._state):
+            directory.mkdir(parents=True, exist_ok=True)
+
     @contextmanager
     def held(self, task_id: str, timeout_s: float) -> Iterator[Path]:
         """Hold a task's directory, which may not exist yet, against other attempts and the sweep.
@@ -41,8 +46,7 @@ class Scratch:
             Busy: another attempt held it for all of `timeout_s`.
 
         """
-        for directory in (self.results, self.templates, self._old, self._state):
-            directory.mkdir(parents=True, exist_ok=True)
+        self.make()
         fd = _lock_within(self._lock_path(task_id), timeout_s)
         try:
             yield self.results / task_id

@@ -27,11 +27,12 @@ from labd.log import Logger, file_logger
 from labd.sandbox import Ahead, sweep
 from labd.task import TaskFile, parse_task
 from labd.worker.boxes import LIMITS_HIT, gpus_free, note_ending, progress_to, sandbox_of
-from labd.worker.signs import Beats
+from labd.worker.signs import AFAR, Beats
 
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
     from labd.llm.wireform import Call
+    from labd.worker.elsewhere import Machines
 
 _FAILURE_PAUSE_S = 0.5
 _PRIME_AFTER_S = 0.05
@@ -62,11 +63,13 @@ def run(
     on_step: OnStep | None = None,
     models: "Call | None" = None,
     signs: Path | None = None,
+    *,
+    machines: "Machines | None" = None,
 ) -> dict[str, Any]:
     """Do the attempt; give its outcome: ``attempt``, ``outcome`` (done or failed), ``error``, ``summary``.
 
     `models`: the way to the lab's broker of language models, where the job may need one. `signs`: a directory of this
-    node in which workers say what they are at, see `labd.worker.signs.Beats`.
+    node in which workers say what they are at, see `labd.worker.signs.Beats`. `machines`: further ones for its runs.
 
     Never raises for what the task, its template or the disk did; such things are a failed outcome
     with ``code``, ``message`` and ``retryable`` in ``error``.
@@ -74,12 +77,13 @@ def run(
     started = utc_now()
     clock = time.monotonic()
     LIMITS_HIT.clear()
+    AFAR.clear()
     results = Path(job["results_dir"])
     with (
-        _pool(job, models) as pool,
+        pool_of(job, models) as pool,
         saying(signs, job, gpus, results=results, asks=lambda: 0 if pool is None else pool.asks),
     ):
-        did = _guarded(lambda: _attempt(job, gpus, on_step, clock, pool))
+        did = _guarded(lambda: _attempt(job, gpus, on_step, clock, pool=pool, machines=machines))
     if did.disturbed:
         # A killed helper process may be the first sign of everything being killed: then this process
         # does not live to put a failure on record that the task has nothing to do with.
@@ -95,7 +99,7 @@ def run(
         "started_at": to_iso(started),
         "finished_at": to_iso(utc_now()),
         "wall_s": round(wall_s, 3),
-        "gpu_s": round(wall_s * job["num_gpus"], 3),
+        "gpu_s": round(wall_s * job["num_gpus"] * (1 + len(job.get("also_nodes", ()))), 3),
         "limits_hit": dict(LIMITS_HIT),
     }
     return _keep(job, outcome)
@@ -204,15 +208,20 @@ def _guarded(work: Callable[[], _Did], *, started: bool = False) -> _Did:
 
 
 @contextmanager
-def _pool(job: Mapping[str, Any], models: "Call | None") -> Iterator["Pool | None"]:
-    """Give the attempt's way to language models and to GPUs that they fill, if it may need one."""
+def pool_of(
+    job: Mapping[str, Any], models: "Call | None", *, run: str = ""
+) -> Iterator["Pool | None"]:
+    """Give the attempt's way to language models and to GPUs that they fill, if it may need one.
+
+    `run`: the one run of it that this process makes, where the attempt itself goes on elsewhere.
+    """
     if models is None:
         yield None
         return
     from labd.llm.model import holder_of  # noqa: PLC0415 - most commands need none of it
     from labd.llm.pool import Pool  # noqa: PLC0415 - as above
 
-    holder = holder_of(job["task_id"], job["attempt"])
+    holder = "/".join([holder_of(job["task_id"], job["attempt"]), *([run] if run else [])])
     with Pool(models, holder=holder, node_id=job["node_id"], notes=_waits(job)) as pool:
         yield pool
 
@@ -265,7 +274,9 @@ def _attempt(
     gpus: Sequence[int],
     on_step: OnStep | None,
     clock: float,
+    *,
     pool: "Pool | None",
+    machines: "Machines | None",
 ) -> _Did:
     task = parse_task(job["task_text"].encode(), job["file_name"])
     if task.spec.kind == "command":
@@ -280,7 +291,15 @@ def _attempt(
                 return _prompts(job, task, log, clock=clock, pool=pool)
             from labd.worker.research import do_research  # noqa: PLC0415 - see the module's docstring
 
-            return _Did(do_research(job, task, gpus, log, on_step=on_step, clock=clock, pool=pool))
+            return _Did(
+                do_research(
+                    *(job, task, gpus, log),
+                    on_step=on_step,
+                    clock=clock,
+                    pool=pool,
+                    machines=machines,
+                )
+            )
 
         did = _guarded(work, started=True)
         try:

@@ -23,8 +23,9 @@ from labd.research.researcher import Given, Plan, run_study
 from labd.research.study import Role, study_lines
 from labd.research.sweep import run_sweep
 from labd.task import TaskFile, TaskSpec
-from labd.template import Template, load_template, scaled, with_data, with_metric
+from labd.template import Template
 from labd.worker.boxes import CappedSandbox, progress_to
+from labd.worker.elsewhere import Machines, room_elsewhere, template_of
 
 if TYPE_CHECKING:
     from labd.llm.pool import Pool
@@ -49,6 +50,7 @@ def do_research(
     on_step: Callable[[str, bool], None] | None,
     clock: float,
     pool: "Pool | None",
+    machines: Machines | None,
 ) -> dict[str, Any]:
     """Do the research; give what belongs into the result: ``research``, ``summary``, ``tokens``.
 
@@ -60,17 +62,19 @@ def do_research(
     spec, results = task.spec, Path(job["results_dir"])
     for warning in spec.warnings():
         log.warning("task.key_ignored", key=warning)
-    template = _template(job, spec)
+    template = template_of(job, spec)
+    until_s = clock + last_run_s(job["timeout_s"])
     tools = Tools(
         sandbox=CappedSandbox(
             job["sandbox"],
             spec.limits,
             job["min_free_bytes"],
             pool,
-            until_s=clock + last_run_s(job["timeout_s"]),
+            until_s=until_s,
         ),
         cancelled=threading.Event(),
         progress=progress_to(log),
+        elsewhere=room_elsewhere(job, template, machines, log, until_s=until_s),
     )
     with Journal(results / JOURNAL, on_step=on_step) as journal:
         unpack_all(results, spare_bytes=job["min_free_bytes"])
@@ -152,20 +156,6 @@ def _models(spec: TaskSpec, default: str | None) -> dict[Role, str]:
 def _reviewers(spec: TaskSpec) -> tuple[str, ...]:
     several = spec.model.get("review") if isinstance(spec.model, dict) else None
     return several if isinstance(several, tuple) else ()
-
-
-def _template(job: Mapping[str, Any], spec: TaskSpec) -> Template:
-    """Give the task's template with its data as it lies on this machine."""
-    roots, inputs, forbidden = (
-        [Path(root) for root in job[key]]
-        for key in ("template_roots", "input_roots", "forbidden_roots")
-    )
-    template = load_template(spec.template or "", roots=roots)
-    if spec.metric is not None:
-        template = with_metric(template, spec.metric.name, spec.metric.better)
-    if spec.scale is not None:
-        template = scaled(template, spec.scale)
-    return with_data(template, roots=inputs, forbidden=forbidden)
 
 
 def _brief(

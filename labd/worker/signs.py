@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,51 @@ _BEAT_S = 1.0
 _LINE_BYTES = 4096
 _MAX_NAMES = 20
 _SUFFIX, _ASKED = ".json", ".ask"
+_USED = ("work_cpu_s", "written_bytes", "read_bytes")
+_SUMMED = (*_USED, "output_bytes", "shipped_bytes")
+
+
+class Afar:
+    """What the runs of this process's attempt on other machines come to, by what these say of them. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._sums: Counter[str] = Counter()
+        self._last: dict[object, Mapping[str, Any]] = {}
+
+    def clear(self) -> None:
+        """Begin anew, for another attempt."""
+        with self._mutex:
+            self._sums.clear()
+
+    @contextmanager
+    def one(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Give what takes the signs of one run, as `signs_of` gives them there, for the length of a block."""
+        run = object()
+
+        def note(signs: Mapping[str, Any]) -> None:
+            with self._mutex:
+                before = self._last.get(run, {})
+                for name in _SUMMED:
+                    self._sums[name] += max(0, signs[name] - before.get(name, 0))
+                self._last[run] = signs
+
+        try:
+            yield note
+        finally:
+            with self._mutex:
+                self._last.pop(run, None)
+
+    def facts(self) -> dict[str, Any]:
+        """Give sums over all runs so far, and ``asks`` and ``gpu_use`` of those that go on."""
+        with self._mutex:
+            now = list(self._last.values())
+            sums = {name: self._sums[name] for name in _SUMMED}
+        asks = sum(signs["asks"] for signs in now)
+        return {**sums, "asks": asks, "gpu_use": _busiest(signs["gpu_use"] for signs in now)}
+
+
+AFAR = Afar()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +89,17 @@ class _Said:
         """Give how it stands, in less than `_LINE_BYTES`; of the names of runs only as many as there is room for."""
         runs = RUNS.under_way()
         names = [run.name[:100] for run in runs[:_MAX_NAMES]]
+        afar = AFAR.facts()
+        output_bytes = self._size(OUTPUT) + sum(_size(run.log) for run in runs)
         facts = {
             **self.facts,
             "beats": beats,
             "journal_bytes": self._size(JOURNAL),
             "log_bytes": self._size(LOG),
-            "output_bytes": self._size(OUTPUT) + sum(_size(run.log) for run in runs),
-            "asks": self.asks(),
-            "shipped_bytes": self.shipped(),
+            "output_bytes": output_bytes + afar.pop("output_bytes"),
+            "asks": self.asks() + afar.pop("asks"),
+            "shipped_bytes": self.shipped() + afar.pop("shipped_bytes"),
+            "afar": afar,
         }
         while True:
             line = json.dumps({**facts, "runs": names}).encode()
@@ -74,7 +123,7 @@ class Beats:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = directory / f"{os.getpid()}-{_began(os.getpid())}{_SUFFIX}"
+        path = directory / f"{process_name()}{_SUFFIX}"
         self._asked = path.with_suffix(_ASKED)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._mutex = threading.Lock()
@@ -165,29 +214,42 @@ def attempts_here(directory: Path, gpu_use: Mapping[int, float]) -> list[dict[st
         gpu_use: how busy each GPU is now, by its index, 0 to 1.
 
     """
+    return list(_seen(directory, gpu_use).values())
+
+
+def signs_of(directory: Path, pid: int, gpu_use: Mapping[int, float]) -> dict[str, Any] | None:
+    """Give what `attempts_here` gives of one process; nothing where it has no attempt."""
+    return _seen(directory, gpu_use).get(pid)
+
+
+def _seen(directory: Path, gpu_use: Mapping[int, float]) -> dict[int, dict[str, Any]]:
     said = {pid: facts for pid, path, facts in _said(directory) if _is_written(path)}
     used = _used_by(said) if said else {}
-    found = []
+    found = {}
     for pid, facts in said.items():
-        gpus = facts.pop("gpus")
+        gpus, afar = facts.pop("gpus"), facts.pop("afar")
         uses = [gpu_use[gpu] for gpu in gpus if gpu in gpu_use] or list(gpu_use.values())
         use = max(uses) if gpus and uses else None
-        found.append({**facts, **(used.get(pid) or _used(None, {})), "gpu_use": use})
+        own = used.get(pid) or _used(None, {})
+        own |= {name: own[name] + afar[name] for name in _USED}
+        found[pid] = {**facts, **own, "gpu_use": _busiest((use, afar["gpu_use"]))}
     return found
 
 
+def _busiest(uses: Iterable[float | None]) -> float | None:
+    return max((use for use in uses if use is not None), default=None)
+
+
 def reach(directory: Path, task_id: str, attempt: int, how: str) -> bool:
-    """Have an attempt's worker on this node end its runs as stuck (``end_runs``), or kill it (``kill``); say if there is one."""
+    """Have an attempt's workers on this node end its runs as stuck (``end_runs``), or kill them (``kill``); say if there are any."""
     wanted = {"task_id": task_id, "attempt": attempt}
-    for pid, path, facts in _said(directory):
-        if not _same(facts, wanted):
-            continue
+    found = [(pid, path) for pid, path, facts in _said(directory) if _same(facts, wanted)]
+    for pid, path in found:
         if how == "kill":
             _kill(pid, path)
         else:
             write_json(path.with_suffix(_ASKED), wanted, durable=False)
-        return True
-    return False
+    return bool(found)
 
 
 def _is_written(path: Path) -> bool:
@@ -210,7 +272,7 @@ def _kill(pid: int, path: Path) -> None:
     with suppress(ProcessLookupError):
         fd = os.pidfd_open(pid)
         try:
-            if _lives(path):  # so it is this process still that has the id
+            if lives(path.stem):  # so it is this process still that has the id
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
         finally:
             os.close(fd)
@@ -219,15 +281,21 @@ def _kill(pid: int, path: Path) -> None:
 def _said(directory: Path) -> Iterator[tuple[int, Path, dict[str, Any]]]:
     """Give the ids and the files of living processes with what they say, where they have an attempt."""
     for path in directory.glob(f"*{_SUFFIX}") if directory.is_dir() else ():
-        if not _lives(path):
+        if not lives(path.stem):
             for gone in (path, path.with_suffix(_ASKED)):
                 gone.unlink(missing_ok=True)
         elif facts := _read(path):
             yield int(path.stem.partition("-")[0]), path, facts
 
 
-def _lives(path: Path) -> bool:
-    pid, _, began = path.stem.partition("-")
+def process_name() -> str:
+    """Give a name for this process that no other ever has on this machine."""
+    return f"{os.getpid()}-{_began(os.getpid())}"
+
+
+def lives(name: str) -> bool:
+    """Say whether the process lives that has this name."""
+    pid, _, began = name.partition("-")
     return pid.isdecimal() and _began(int(pid)) == began
 
 
