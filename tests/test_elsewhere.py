@@ -26,6 +26,7 @@ from labd.worker.elsewhere import Message, make_run, making, room_elsewhere
 from labd.worker.signs import AFAR
 from tests.boxes import make_sandbox
 from tests.factories import make_template, parabola_space, task_text
+from tests.processes import wait_until
 from tests.test_command import SANDBOX
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.timeout(60)]
@@ -158,7 +159,9 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def timeless(runs: list[Run]) -> list[Run]:
-    return [run.model_copy(update={"wall_s": 0.0}) for run in runs]
+    """Give runs without what depends on how fast the machine is: whether a hopeless one was ended in time, too."""
+    gone = {"wall_s": 0.0, "exit_code": None}
+    return [run.model_copy(update=gone) for run in runs]
 
 
 def jobs_of(scene: Scene) -> list[Job]:
@@ -167,7 +170,7 @@ def jobs_of(scene: Scene) -> list[Job]:
     watch = CurveWatch(scene.template.metric, best)
     return [
         *(Job(f"plain-{n}", {"x": n / 10}, 7, "test") for n in range(3)),
-        *(Job(f"changed-{n}", {"x": n / 10}, 7, "validation", scene.code, watch) for n in (1, 9)),
+        *(Job(f"changed-{n}", {"x": n / 10}, 7, "validation", scene.code, watch) for n in (5, 9)),
         Job("hopeless", {"x": 0.5}, 9, "validation", scene.code, watch),
     ]
 
@@ -182,7 +185,10 @@ def test_runs_elsewhere_give_and_leave_what_runs_here_do(scene: Scene) -> None:
     assert told == set(scene.neighbour.made)
     assert timeless(wide) == timeless(narrow)
     assert [run.status for run in wide[-2:]] == ["ok", "hopeless"]
-    assert tree(scene.root / "wide" / "runs") == tree(scene.root / "narrow" / "runs")
+    trees = [tree(scene.root / name / "runs") for name in ("wide", "narrow")]
+    for one in trees:
+        del one["hopeless/log.txt"]  # may end before it has printed anything
+    assert trees[0] == trees[1]
     assert list((scene.root / "there").iterdir()) == []
     assert scene.neighbour.closed == len(scene.neighbour.made)
 
@@ -347,9 +353,9 @@ def test_what_runs_elsewhere_do_counts_as_signs_of_their_attempt(tmp_path: Path)
 
     def seen() -> list[float | None]:
         with saying(tmp_path, job, []):
-            (facts,) = attempts_here(tmp_path, {})
-            mine = signs_of(tmp_path, os.getpid(), {})
-        assert mine is not None
+            # Nothing is seen of a file that is just being written.
+            (facts,) = wait_until(lambda: attempts_here(tmp_path, {}), 30, "signs")
+            mine = wait_until(lambda: signs_of(tmp_path, os.getpid(), {}), 30, "signs")
         assert mine["asks"] == facts["asks"]
         names = ("work_cpu_s", "output_bytes", "shipped_bytes", "asks", "gpu_use")
         return [facts[name] for name in names]
