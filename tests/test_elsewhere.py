@@ -355,7 +355,7 @@ def test_what_runs_elsewhere_do_counts_as_signs_of_their_attempt(tmp_path: Path)
         with saying(tmp_path, job, []):
             # Nothing is seen of a file that is just being written.
             (facts,) = wait_until(lambda: attempts_here(tmp_path, {}), 30, "signs")
-            mine = wait_until(lambda: signs_of(tmp_path, os.getpid(), {}), 30, "signs")
+            mine = wait_until(lambda: signs_of(tmp_path, os.getpid(), {}) or {}, 30, "signs")
         assert mine["asks"] == facts["asks"]
         names = ("work_cpu_s", "output_bytes", "shipped_bytes", "asks", "gpu_use")
         return [facts[name] for name in names]
