@@ -304,6 +304,7 @@ def test_calling_the_work_off_ends_runs_elsewhere(scene: Scene) -> None:
     scene.neighbour.says = call_off
     with pytest.raises(Cancelled):
         several(scene)
+    assert scene.told("wide", "elsewhere.given_up") == []
     assert scene.neighbour.closed == len(scene.neighbour.made)
 
 
