@@ -838,7 +838,7 @@ def test_runs_on_a_node_that_dies_are_made_again_and_the_study_ends(
     two_nodes: tuple[Bench, NodeInfo, NodeInfo, "subprocess.Popen[bytes]"],
 ) -> None:
     bench, home, away, process = two_nodes
-    bench.engine.submit(study_job(bench, "cut", home, pause_s="1", also_nodes=[away.id]))
+    bench.engine.submit(study_job(bench, "cut", home, pause_s="0.5", also_nodes=[away.id]))
     scratch = service.scratch_of(process)
     log = bench.results / "cut" / "log.jsonl"
     # Both nodes see one file system here, so look where the work is done: not at home.
