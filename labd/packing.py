@@ -10,14 +10,13 @@ import shutil
 import stat
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
 from labd.errors import StorageError
 from labd.files import fsync_dir, writing_atomic
 from labd.text import printable
-from labd.trees import Item, remove_tree, size_of, walk
+from labd.trees import Item, remove_tree, walk
 
 WORKING = ("files", "runs")
 """What a command made, and what the runs of an experiment did: the most of what a task leaves."""
@@ -26,14 +25,6 @@ _HASH = "LABD.sha256"
 _LEVEL = 6
 _PIECE_BYTES = 2**20
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """What `pack` did: bytes on the disk before and after."""
-
-    before_bytes: int
-    after_bytes: int
 
 
 def archive_of(results: Path, name: str) -> Path:
@@ -57,7 +48,7 @@ def leftovers(results: Path) -> list[Path]:
     return [path for path in found if os.path.lexists(path)]
 
 
-def pack(results: Path, name: str, *, go_on: Callable[[], None] = lambda: None) -> Packed:
+def pack(results: Path, name: str, *, go_on: Callable[[], None] = lambda: None) -> None:
     """Put a working directory into its archive, read that back and compare, and only then remove the directory.
 
     `go_on` is called again and again; what it raises ends the packing, and is passed on.
@@ -69,7 +60,6 @@ def pack(results: Path, name: str, *, go_on: Callable[[], None] = lambda: None) 
 
     """
     directory, archive = results / name, archive_of(results, name)
-    before = size_of(directory)
     with writing_atomic(archive) as file:
         written = _write(file, directory, name, go_on)
         file.flush()
@@ -78,7 +68,6 @@ def pack(results: Path, name: str, *, go_on: Callable[[], None] = lambda: None) 
                 "the archive does not hold what was put into it", where=printable(str(directory))
             )
     discard(results, name)
-    return Packed(before.size_bytes, size_of(archive).size_bytes)
 
 
 def discard(results: Path, name: str) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 from pypdf import PdfReader
 
-from labd.archive import Archive
-from labd.spool import Spool
 from labd.task import State
-from tests.factories import make_template, write_settings
+from tests.factories import make_template
+from tests.livelab import LiveLab
 from tests.processes import wait_until
 
 DRIVER = """
@@ -56,17 +55,14 @@ def make_guessing(root: Path) -> Path:
     return directory
 
 
-class StudyLab:
+class StudyLab(LiveLab):
     """A lab with endpoints and the template `guessing`."""
 
     def __init__(self, root: Path, *urls: str, slots: int = 2, **settings: Any) -> None:
-        self.root = root
-        self.spool, self.archive = Spool(root / "spool"), Archive(root / "results")
-        write_settings(
+        super().__init__(
             root,
             **{
                 "ray": {"num_cpus": 2, "dashboard": False},
-                "min_free_bytes": 2**20,
                 "llm": {"discover": False, "num_ctx": 8192},
                 "endpoints": [
                     {"name": f"at-{number}", "url": url, "slots": slots, "max_loaded": 50}
@@ -75,7 +71,6 @@ class StudyLab:
                 **settings,
             },
         )
-        self.spool.prepare()
         make_guessing(root / "config" / "templates")
 
     def drop(self, name: str, model: str, **over: Any) -> None:
@@ -83,9 +78,9 @@ class StudyLab:
         asked = {"template": "guessing", "researcher": "llm", "model": model, "num_ideas": 1}
         asked |= {"max_runs": 2, "num_reviews": 1, "timeout": "10m", **over}
         text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in asked.items())
-        (self.root / "spool" / "pending" / f"{name}.yaml").write_text(text)
+        self.put(name, text)
 
-    def wait(self, names: Sequence[str], timeout_s: float) -> dict[str, State]:
+    def wait_all(self, names: Sequence[str], timeout_s: float) -> dict[str, State]:
         """Wait until all tasks have ended; give how."""
         ends = (State.DONE, State.FAILED, State.CANCELLED)
 

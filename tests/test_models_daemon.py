@@ -1,8 +1,6 @@
 """Language models as users meet them: a daemon, real Ray, real servers; prompts, experiments on GPUs, kills."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from labd.archive import Archive
-from labd.spool import Spool
 from labd.task import State
-from tests.factories import write_settings
+from tests.livelab import LiveLab
 from tests.processes import COSTLY_S, DaemonProcess, wait_until
 from tests.servers.fixtures import RunningServer, running_ollama
 
@@ -28,36 +24,22 @@ VRAM_BYTES = 8 * 10**9
 PROMPTS = "kind: prompts\ninput: questions.jsonl\noptions: {num_ctx: 2048, num_predict: 24, allow_cut: true}\n"
 
 
-class ModelLab:
+class ModelLab(LiveLab):
     """A lab with one Ollama, one GPU that nobody has, and what tests ask of it."""
 
     def __init__(self, root: Path, node: RunningServer) -> None:
-        self.root, self.node = root, node
-        self.spool, self.archive = Spool(root / "spool"), Archive(root / "results")
+        super().__init__(
+            root,
+            ray={"num_cpus": 2, "num_gpus": 1, "dashboard": False},
+            llm={"model": "alpha", "discover": False, "turn": "1s"},
+            endpoints=[{"name": "one", "url": node.url, "slots": 2}],
+        )
+        self.node = node
         (root / "data").mkdir()
-        settings = {
-            "ray": {"num_cpus": 2, "num_gpus": 1, "dashboard": False},
-            "min_free_bytes": 2**20,
-            "llm": {"model": "alpha", "discover": False, "turn": "1s"},
-            "endpoints": [{"name": "one", "url": node.url, "slots": 2}],
-        }
-        write_settings(root, **settings)
-        self.spool.prepare()
 
     def questions(self, count: int) -> None:
         lines = (json.dumps(f"question {number}") for number in range(count))
         (self.root / "data" / "questions.jsonl").write_text("\n".join(lines))
-
-    def drop(self, name: str, text: str) -> None:
-        (self.root / "spool" / "pending" / f"{name}.yaml").write_text(text)
-
-    def wait(self, task: str, *states: State, timeout_s: float = 90) -> State:
-        def there() -> State | None:
-            return next((s for s in states if self.spool.holds(s, f"{task}.yaml")), None)
-
-        state = wait_until(there, timeout_s, f"{task} in {states}")
-        assert state is not None
-        return state
 
     def lines(self, task: str, name: str = "output.jsonl") -> list[dict[str, Any]]:
         path = self.archive.directory(task) / name
@@ -67,17 +49,8 @@ class ModelLab:
         path = self.archive.directory(task) / "replies.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
-    def told(self, *words: str) -> str:
-        command = [sys.executable, "-m", "labd.cli", "--home", str(self.root), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=True
-        ).stdout
-
     def asked(self, *verb: str) -> Any:
         return json.loads(self.told(*verb, "--json"))
-
-    def loaded(self) -> list[str]:
-        return [model["name"] for model in self.node.get("/api/ps")["models"]]
 
 
 @contextmanager
@@ -109,8 +82,8 @@ def live_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelLab]:
 
 def test_prompts_are_answered_in_order_with_where_each_reply_came_from(live_lab: ModelLab) -> None:
     live_lab.questions(30)
-    live_lab.drop("ask", PROMPTS)
-    live_lab.drop("nowhere", PROMPTS + "model: nobody:7b\n")
+    live_lab.put("ask", PROMPTS)
+    live_lab.put("nowhere", PROMPTS + "model: nobody:7b\n")
     assert live_lab.wait("ask", State.DONE, State.FAILED) is State.DONE
     output = live_lab.lines("ask")
     assert [line["id"] for line in output] == [str(number) for number in range(1, 31)]
@@ -143,7 +116,7 @@ def test_killed_prompts_go_on_where_they_were(
     lab: ModelLab, daemon: Callable[..., DaemonProcess]
 ) -> None:
     lab.questions(80)
-    lab.drop("ask", PROMPTS)
+    lab.put("ask", PROMPTS)
     first = daemon()
     wait_until(lambda: lab.answered("ask") > 15, 90, "some replies")
     first.kill_everything()
@@ -158,19 +131,19 @@ def test_killed_prompts_go_on_where_they_were(
 
 def test_a_task_on_the_gpu_has_it_alone_and_prompts_wait_meanwhile(live_lab: ModelLab) -> None:
     live_lab.questions(300)
-    live_lab.drop("long", PROMPTS)
+    live_lab.put("long", PROMPTS)
     wait_until(lambda: live_lab.answered("long") > 5, 90, "some replies")
-    assert live_lab.loaded() == ["alpha:latest"]
+    assert live_lab.node.loaded() == ["alpha:latest"]
     run = "touch begun; while [ ! -e end ]; do sleep 0.05; done"
-    live_lab.drop("train", f"kind: command\nrun: '{run}'\nnum_gpus: 1\n")
+    live_lab.put("train", f"kind: command\nrun: '{run}'\nnum_gpus: 1\n")
     files = live_lab.archive.directory("train") / "files"
     wait_until((files / "begun").exists, 60, "the command to run")
-    assert live_lab.loaded() == []
+    assert live_lab.node.loaded() == []
     before = live_lab.answered("long")
     assert before < 300
     time.sleep(1.0)  # nothing to wait for: what must not happen
     assert live_lab.answered("long") == before
-    assert live_lab.loaded() == []
+    assert live_lab.node.loaded() == []
     (files / "end").touch()
     assert live_lab.wait("train", State.DONE, State.FAILED) is State.DONE
     assert live_lab.wait("long", State.DONE, State.FAILED) is State.DONE
@@ -179,7 +152,7 @@ def test_a_task_on_the_gpu_has_it_alone_and_prompts_wait_meanwhile(live_lab: Mod
 
 def test_a_cancelled_task_leaves_its_slots_at_once(live_lab: ModelLab) -> None:
     live_lab.questions(300)
-    live_lab.drop("unwanted", PROMPTS)
+    live_lab.put("unwanted", PROMPTS)
     wait_until(lambda: live_lab.answered("unwanted") > 5, 90, "some replies")
     live_lab.told("cancel", "unwanted")
     live_lab.wait("unwanted", State.CANCELLED)

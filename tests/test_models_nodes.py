@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 
-from labd.archive import Archive
 from labd.inventory import nodes
 from labd.lab import Lab
 from labd.settings import load_home
-from labd.spool import Spool
 from labd.task import State
-from tests.factories import write_settings
 from tests.hosts import LOOPBACK, Host, two_hosts, why_no_hosts
+from tests.livelab import LiveLab
 from tests.processes import COSTLY_S, DaemonProcess, wait_until
 from tests.rayservice import RayService
 from tests.servers.fixtures import RunningServer, running_ollama
@@ -32,33 +30,22 @@ ALPHA = "--model=alpha,vram=8000000000"
 PROMPTS = "kind: prompts\ninput: questions.jsonl\noptions: {num_ctx: 2048, num_predict: 24, allow_cut: true}\n"
 
 
-class NodesLab:
+class NodesLab(LiveLab):
     """A lab that names no endpoint, on a Ray that is a service, with its daemon."""
 
     def __init__(self, home: Path, service: RayService, host: Host = LOOPBACK) -> None:
-        self.home, self.host = home, host
-        self.spool, self.archive = Spool(home / "spool"), Archive(home / "results")
-        (home / "data").mkdir(parents=True)
-        settings = {
-            "ray": {"address": service.address},
-            "min_free_bytes": 2**20,
-            "llm": {"model": "alpha", "turn": "1s"},
-        }
-        write_settings(home, **settings)
-        self.spool.prepare()
+        super().__init__(
+            home, ray={"address": service.address}, llm={"model": "alpha", "turn": "1s"}
+        )
+        self.host = host
+        (home / "data").mkdir()
         self.daemon = DaemonProcess(home, enter=host.enter)
-
-    def drop(self, name: str, text: str) -> None:
-        (self.home / "spool" / "pending" / f"{name}.yaml").write_text(text)
-
-    def wait(self, task: str, state: State) -> None:
-        wait_until(lambda: self.spool.holds(state, f"{task}.yaml"), 60, f"{task} in {state}/")
 
     def nodes(self) -> list[dict[str, Any]]:
         """Give what `labd nodes` has; on this host without starting it each time, which takes most of a second."""
         if self.host is LOOPBACK:
-            return nodes(Lab(load_home(self.home)))
-        labd = (sys.executable, "-m", "labd.cli", "--home", str(self.home))
+            return nodes(Lab(load_home(self.root)))
+        labd = (sys.executable, "-m", "labd.cli", "--home", str(self.root))
         found: list[dict[str, Any]] = json.loads(self.host.run(*labd, "nodes", "--json"))
         return found
 
@@ -82,7 +69,7 @@ class NodesLab:
 
     def run_on_gpu(self, name: str) -> list[str]:
         """Run a command on the one GPU that there is; give what is loaded beside it as the broker sees it."""
-        self.drop(name, "kind: command\nrun: 'touch begun; sleep 3'\nnum_gpus: 1\n")
+        self.put(name, "kind: command\nrun: 'touch begun; sleep 3'\nnum_gpus: 1\n")
         begun = self.archive.directory(name) / "files" / "begun"
         wait_until(begun.exists, 60, "the command to run")
         loaded = self.far_loaded()
@@ -176,8 +163,8 @@ def test_each_nodes_own_ollama_is_used_for_as_long_as_the_node_is_there(
 
     for server in (here, far):
         load(server)
-    (lab.home / "data" / "questions.jsonl").write_text("\n".join(f'"{n}"' for n in range(40)))
-    lab.drop("ask", PROMPTS)
+    (lab.root / "data" / "questions.jsonl").write_text("\n".join(f'"{n}"' for n in range(40)))
+    lab.put("ask", PROMPTS)
     lab.wait("ask", State.DONE)
     output = (lab.archive.directory("ask") / "output.jsonl").read_text().splitlines()
     asked = {json.loads(line)["provenance"]["endpoint"] for line in output}

@@ -13,10 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labd.archive import Archive
-from labd.spool import Spool
 from labd.task import State
-from tests.factories import write_settings
+from tests.livelab import LiveLab
 from tests.processes import DaemonProcess, wait_until
 from tests.rayservice import RayService
 
@@ -41,19 +39,16 @@ def ray_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayService
         service.remove()
 
 
-class ServedLab:
+class ServedLab(LiveLab):
     """A lab on the service, and its daemon, which may come and go."""
 
     def __init__(self, home: Path, service: RayService) -> None:
-        self.home = home
-        self.spool, self.archive = Spool(home / "spool"), Archive(home / "results")
-        write_settings(home, ray={"address": service.address}, min_free_bytes=2**20)
-        self.spool.prepare()
+        super().__init__(home, ray={"address": service.address})
 
     def drop(self, name: str, run: str, **keys: object) -> None:
         more = "".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items())
         text = f"kind: command\nrun: {json.dumps(run)}\n{more}"
-        (self.home / "spool" / "pending" / f"{name}.yaml").write_text(text)
+        self.put(name, text)
 
     def beats(self, task: str) -> int:
         path = self.archive.directory(task) / "files" / "beats"
@@ -65,9 +60,6 @@ class ServedLab:
 
     def let_end(self, task: str) -> None:
         (self.archive.directory(task) / "files" / "stop").touch()
-
-    def wait(self, task: str, state: State) -> None:
-        wait_until(lambda: self.spool.holds(state, f"{task}.yaml"), 60, f"{task} in {state}/")
 
     def events(self, task: str) -> list[str]:
         return [str(e["event"]) for e in self.archive.history(task).events]
@@ -89,7 +81,7 @@ Start = Callable[[Path], DaemonProcess]
 
 def killed_under(served: ServedLab, daemon: Start, task: str) -> None:
     """SIGKILL a daemon when its task runs."""
-    first = daemon(served.home)
+    first = daemon(served.root)
     served.drop(task, COUNT)
     served.wait_beats(task, 3)
     first.process.kill()
@@ -101,7 +93,7 @@ def test_a_restart_of_the_daemon_costs_running_work_nothing(
     served: ServedLab, daemon: Start, how: signal.Signals
 ) -> None:
     task = f"long-{how.name}"
-    first = daemon(served.home)
+    first = daemon(served.root)
     served.drop(task, COUNT)
     seen = served.wait_beats(task, 3)
     os.kill(first.process.pid, how)
@@ -109,7 +101,7 @@ def test_a_restart_of_the_daemon_costs_running_work_nothing(
     assert served.spool.holds(State.RUNNING, f"{task}.yaml")
     seen = served.wait_beats(task, seen + 5)
 
-    second = daemon(served.home)
+    second = daemon(served.root)
     wait_until(lambda: second.said("task.adopted"), 60, "the adoption")
     seen = served.wait_beats(task, seen + 5)
     served.let_end(task)
@@ -121,7 +113,7 @@ def test_a_restart_of_the_daemon_costs_running_work_nothing(
 def test_work_that_ended_with_no_daemon_about_is_taken_as_it_ended(
     served: ServedLab, daemon: Start
 ) -> None:
-    first = daemon(served.home)
+    first = daemon(served.root)
     served.drop("good", COUNT)
     served.drop("bad", COUNT.replace("exit 0", "exit 7"))
     for task in ("good", "bad"):
@@ -132,7 +124,7 @@ def test_work_that_ended_with_no_daemon_about_is_taken_as_it_ended(
         served.let_end(task)
         path = served.archive.directory(task) / "result.json"
         wait_until(path.exists, 30, f"the result of {task}")
-    daemon(served.home)
+    daemon(served.root)
     served.wait("good", State.DONE)
     served.wait("bad", State.FAILED)
     assert served.events("good") == ["claimed", "done"]
@@ -146,7 +138,7 @@ def test_a_worker_that_died_with_no_daemon_about_is_a_loss_and_tried_again(
     for process in psutil.process_iter(["cmdline"]):
         if "ray::labd:robust" in " ".join(process.info["cmdline"] or ()):
             process.kill()
-    daemon(served.home)
+    daemon(served.root)
     wait_until(lambda: served.archive.history("robust").attempt == 2, 60, "attempt 2")
     served.let_end("robust")
     served.wait("robust", State.DONE)
@@ -157,9 +149,9 @@ def test_a_task_that_was_moved_away_with_no_daemon_about_is_ended(
     served: ServedLab, daemon: Start
 ) -> None:
     killed_under(served, daemon, "unwanted")
-    spool = served.home / "spool"
+    spool = served.root / "spool"
     shutil.move(spool / "running" / "unwanted.yaml", spool / "cancelled" / "unwanted.yaml")
-    second = daemon(served.home)
+    second = daemon(served.root)
     wait_until(lambda: second.said("attempt.unwanted"), 60, "the order to end")
 
     beats = served.archive.directory("unwanted") / "files" / "beats"
@@ -198,7 +190,7 @@ def test_a_broker_answers_at_once_however_many_workers_listen(
     served: ServedLab, ray_service: RayService
 ) -> None:
     """Here because it needs a Ray and no lab: a Ray of its own would take longer to start than all the rest."""
-    status = served.home / "models.json"
+    status = served.root / "models.json"
     command = [sys.executable, "-c", LISTENERS, str(status), ray_service.address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "answered while 200 listened\n", done.stderr

@@ -70,7 +70,7 @@ def test_whatever_a_model_answers_its_task_ends_with_a_true_paper(lab: StudyLab)
     names = (*WEAK, *(MORE_WEAK if TORTURE else ()))
     for name in names:
         lab.drop(name, name)
-    ends = lab.wait(names, 1000 if TORTURE else 200)
+    ends = lab.wait_all(names, 1000 if TORTURE else 200)
     errors = {name: lab.result(name).get("error") for name in names}
     assert ends == dict.fromkeys(names, State.DONE), errors
     faults = {name: audit(lab.archive.directory(name)) for name in names}
@@ -81,7 +81,7 @@ def test_a_model_with_a_good_change_of_digits_ends_in_a_paper_that_reports_it(
     lab: StudyLab,
 ) -> None:
     lab.drop("digits", "good", template="digits", max_runs=1, num_reviews=0, num_cpus=2)
-    assert lab.wait(["digits"], 200) == {"digits": State.DONE}, lab.result("digits")["error"]
+    assert lab.wait_all(["digits"], 200) == {"digits": State.DONE}, lab.result("digits")["error"]
     claim = lab.result("digits")["research"]["claim"]
     assert claim["verdict"] == "improved"
     assert claim["difference_low"] > 0

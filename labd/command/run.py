@@ -6,7 +6,6 @@ Knows the sandbox and the attempt's own results; nothing of Ray, the spool or re
 import os
 import re
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +100,6 @@ def run_command(
     allow_network: bool,
     limits: Limits,
     ahead: Ahead | None = None,
-    cancelled: threading.Event | None = None,
 ) -> Report:
     """Run a task's command to its end, and give how it ended; all of its processes are dead then.
 
@@ -129,7 +127,6 @@ def run_command(
             limits=limits,
             gpus=gpus.minors,
             log=attempt.results / LOG,
-            cancelled=cancelled,
             network=task.spec.network,
             cwd=_INSIDE_WORKDIR if seen.workdir else _INSIDE_FILES,
             ahead=ahead,

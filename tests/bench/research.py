@@ -36,7 +36,7 @@ def _random_weights(count: int) -> bool:
         names = [f"random-{number:02d}" for number in range(count)]
         for number, name in enumerate(names):
             lab.drop(name, "alpha", seed=number)
-        ends = lab.wait(names, 120 + 60 * count)
+        ends = lab.wait_all(names, 120 + 60 * count)
         faults = _faults(lab, ends)
         own = [_own_s(lab.archive.directory(name)) for name in names if not faults.get(name)]
     print(f"- random weights: {len(names) - len(faults)} of {count} tasks ended with a true paper")
@@ -60,7 +60,7 @@ def _behaviours(names: Sequence[str]) -> bool:
         lab = _lab(stack, node.url)
         for name in names:
             lab.drop(name, name)
-        faults = _faults(lab, lab.wait(names, 120 + 60 * len(names)))
+        faults = _faults(lab, lab.wait_all(names, 120 + 60 * len(names)))
     print("\n| a model that answers | ends |\n|:--|:--|")
     for name in names:
         print(f"| {name} | {'; '.join(faults.get(name, [])) or 'done, with a true paper'} |")
