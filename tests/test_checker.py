@@ -86,6 +86,7 @@ def test_a_number_that_is_typed_is_found_in_whatever_guise(text: str) -> None:
         "오류는 영점 칠로 나타난 것으로 보인다.",
         "오류는 절반이 된 것으로 나타났다.",
         "오류는 삼분의 일이 된 것으로 나타났다.",
+        "그림은 열에 아홉이 옳은 것으로 보인다.",
     ],
 )
 def test_korean_numbers_are_found(text: str) -> None:
@@ -154,6 +155,9 @@ CLAIMS = [
     "The selected code is ahead of the baseline on the test split.",
     "The selected code is faster than the baseline on the test split.",
     "The change makes the network more accurate on the test split.",
+    "Our results confirm that the approach is a sound one.",
+    "The change has a positive effect on the network.",
+    "The results are encouraging and they speak for the change.",
     "The outcome is $\\mathrm{improves}$ on the test split of it.",
     "The outcome is that it is `better` on the test split of it.",
 ]
@@ -163,6 +167,22 @@ CLAIMS = [
 def test_a_claim_without_its_result_is_found_whatever_the_verdict(text: str) -> None:
     for study in STUDIES:
         assert "claim" in kinds(text, study), study
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("선택된 코드가 기준 코드를 이겼다고 본다.", "claim"),
+        ("이 변경은 큰 효과를 거두었다.", "claim"),
+        ("가설이 옳다는 것이 드러났다.", "claim"),
+        ("정확도가 크게 올랐다.", "claim"),
+        ("오류가 사라졌다고 한다.", "claim"),
+        ("이 변경은 성공이라고 한다.", "claim"),
+        ("선행 연구에 따르면 이것은 사실이다.", "no citation"),
+    ],
+)
+def test_korean_claims_and_works_are_found(text: str, kind: str) -> None:
+    assert kind in kinds(text, language="ko")
 
 
 @pytest.mark.parametrize("study", ["no_improvement", "worse"])

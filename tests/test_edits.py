@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from labd.research.blocks import Unusable, parse_edits, plan_of
 from labd.research.edits import MAX_FILE_BYTES, apply, check
 from labd.research.hunks import count_lines, hunks, patch, without_hunk
+from labd.research.reach import reach_notes
 from labd.research.syntax import problem_of
 from labd.template import Template, load_template
 from tests.factories import PARABOLA, make_template
@@ -304,3 +305,28 @@ def test_comparing_what_repeats_itself_ends_in_time() -> None:
     old, new = "".join(lines), "".join(reversed(lines))
     pieces = hunks({"m.py": old}, {"m.py": new})
     assert without_hunk({"m.py": new}, pieces[0]) == {"m.py": old}
+
+
+@pytest.mark.parametrize(
+    ("added", "named"),
+    [
+        ("from sklearn.datasets import load_digits", "sklearn.datasets"),
+        ("import os, data as d", "data, os"),
+        ("x = 1; import evaluate", "evaluate"),
+        ("def f():\n    import  data", "data"),
+        ("text = open('/inputs/template/data.py')", "open"),
+        ("labels = np.load(where)", "load"),
+        ("split = sys.argv[3]", "argv"),
+        ("frame = sys._getframe(1).f_back", "_getframe, f_back"),
+    ],
+)
+def test_what_changed_code_reaches_for_is_told_to_the_reader(added: str, named: str) -> None:
+    (note,) = reach_notes({"model.py": MODEL}, {"model.py": f"{MODEL}\n{added}\n"})
+    assert f"did not: {named}. It may have read" in note
+    assert reach_notes({"model.py": added}, {"model.py": f"{MODEL}\n{added}\n"}) == []
+
+
+def test_what_only_computes_is_not_told() -> None:
+    honest = "import numpy as np\nfrom torch import nn\nmodel.eval()\nre.compile(x)\nmodel.modules()\nreload = 1\n"
+    assert reach_notes({"model.py": MODEL}, {"model.py": MODEL + honest}) == []
+    assert reach_notes({"model.py": MODEL}, {"model.py": MODEL}) == []

@@ -329,7 +329,8 @@ def test_a_date_that_is_none_is_refused(tmp_path: Path, date: str) -> None:
 
 def test_missing_fonts_are_warned_of(tmp_path: Path) -> None:
     assert any("font" in warning for warning in make_paper(tmp_path, "한국어").warnings)
-    assert make_paper(tmp_path, "Ωμέγα é plain").warnings == ()
+    assert any("font" in warning for warning in make_paper(tmp_path, "สวัสดี").warnings)
+    assert make_paper(tmp_path, "Ωμέγα é plain, Բարեւ, नमस्ते").warnings == ()
 
 
 def test_a_paper_in_another_language_says_so(tmp_path: Path) -> None:

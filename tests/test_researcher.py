@@ -210,6 +210,7 @@ def test_repeated_code_counts_once_and_what_it_prints_is_no_number(tmp_path: Pat
     runs |= {run.name for run in (*study.control.trials, *study.control.confirm)}
     assert study.counts["runs"] == len(runs) + 2, "the baseline's, and one for the code"
     assert any("gave no value" in note for note in study.notes)
+    assert any("what the template's own did not: argv, sys" in note for note in study.notes)
     for paper in ("paper.md", "paper.html", "paper.tex"):
         text = (did.results / paper).read_text()
         assert "0.9987" not in text.replace(BRAGGING, "").replace(shown_change(text), "")

@@ -110,9 +110,10 @@ def test_a_review_of_a_cut_paper_says_so_and_one_of_a_small_part_is_none(
 
 
 def test_a_review_that_can_t_be_read_is_counted_and_not_made_up(tmp_path: Path) -> None:
-    found, _ = reviewed(tmp_path, by_turn(form(overall=4), "no JSON at all", form(overall=11)))
+    odd = ("no JSON at all", form(overall=11), form(overall=True), form(quality=0))
+    found, _ = reviewed(tmp_path, by_turn(form(overall=4), *odd), num_reviews=5)
     assert len(found.reviews) == 1
-    assert found.unreadable == 2
+    assert found.unreadable == 4
     assert found.scores["overall"].n == 1
     assert found.meta is None
 

@@ -403,8 +403,16 @@ class _Typesetter:
         return self.mended(blocks[:middle]) + self.mended(blocks[middle:])
 
 
+_DEVANAGARI, _GEORGIAN = range(0x0900, 0x0980), range(0x10A0, 0x1100)
+
+
 def _needs_system_font(char: str) -> bool:
-    return ord(char) >= 0x2E80 and unicodedata.category(char) not in {"Co", "Cn", "Mn"}
+    """Say whether Typst's own fonts lack a sign; of the scripts from Syriac to Vedic they have only two."""
+    code = ord(char)
+    lacks = code >= 0x2E80 or (
+        0x0700 <= code < 0x1D00 and code not in _DEVANAGARI and code not in _GEORGIAN
+    )
+    return lacks and unicodedata.category(char) not in {"Co", "Cn", "Mn"}
 
 
 def _source(block: Element, limits: Limits) -> str:

@@ -40,6 +40,7 @@ from labd.research.novelty import LookedUp, Shelf, look_up
 from labd.research.past import IDEAS_FILE, PastIdea
 from labd.research.policy import Manner
 from labd.research.publishing import Published, publish
+from labd.research.reach import reach_notes
 from labd.research.record import Provenance, Run
 from labd.research.search import Better
 from labd.research.study import Ablation, Idea, Policy, Role, Study, Trial
@@ -208,7 +209,8 @@ def _study(desk: _Desk, provenance: Provenance, baseline: Run) -> tuple[Study, s
         if not values_of(confirmed["baseline"]):
             raise baseline_failed(confirmed["baseline"], desk.results_dir)
         ablations = _ablate(desk, work, provenance, best, confirmed, notes=notes)
-        changed = "" if best is None else patch(work.files(None), work.files(best.name))
+        code = work.files(None), work.files(None if best is None else best.name)
+        changed, notes = patch(*code), [*notes, *reach_notes(*code, quoted=mask_numbers)]
     measured = [trial.value for trial in ran(trials)]
     control = None
     if searched is not None:

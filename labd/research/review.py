@@ -54,13 +54,22 @@ def _as_bool(value: object) -> object:
     )
 
 
+def _as_number(value: object) -> object:
+    """Take no ``true`` for a one."""
+    if isinstance(value, bool):
+        msg = "a grade is a number"
+        raise ValueError(msg)  # noqa: TRY004 - what pydantic takes for an answer that does not fit
+    return value
+
+
 def _as_decision(value: object) -> object:
     return value.strip().capitalize() if isinstance(value, str) else value
 
 
 _Text = Annotated[str, BeforeValidator(_shortened)]
 _Comments = Annotated[list[_Text], BeforeValidator(_as_list)]
-_Grade = Annotated[int, Field(ge=1, le=4)]
+_Number = Annotated[int, BeforeValidator(_as_number)]
+_Grade = Annotated[_Number, Field(ge=1, le=4)]
 
 
 class _Form(BaseModel):
@@ -91,8 +100,8 @@ class Review(_Form):
     soundness: _Grade
     presentation: _Grade
     contribution: _Grade
-    overall: Annotated[int, Field(ge=1, le=10)]
-    confidence: Annotated[int, Field(ge=1, le=5)]
+    overall: Annotated[_Number, Field(ge=1, le=10)]
+    confidence: Annotated[_Number, Field(ge=1, le=5)]
     decision: Annotated[Literal["Accept", "Reject"], BeforeValidator(_as_decision)]
 
 

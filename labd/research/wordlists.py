@@ -35,6 +35,7 @@ NUMBER_WORDS = re.compile(
     r"|(?<![가-힣])(?:두|세|네|다섯|여섯|일곱|여덟|아홉|열[가-힣]?|스무|서른|마흔|쉰)\s{0,3}배(?![가-힣]{2})"
     r"|(?<![가-힣])(?:세|네|다섯|여섯|일곱|여덟|아홉|열[가-힣]{0,2}|스무|서른|마흔|쉰)\s{0,3}(?:개|번|회|명|가지|차례|시간)"
     r"|(?<![일이삼사오육칠팔구십백천만])[일이삼사오육칠팔구십백천만]++\s{0,3}분의\s{0,3}[일이삼사오육칠팔구]|퍼센트|절반|갑절"
+    r"|(?<![가-힣])열에\s{0,3}(?:하나|둘|셋|넷|다섯|여섯|일곱|여덟|아홉)"
     # Chinese and Japanese numerals, where two stand together or a unit follows.
     r"|[〇零一二三四五六七八九十百千万億亿][〇零一二三四五六七八九十百千万億亿.・点]+|[一二三四五六七八九十百千万][倍割成%\uff05]"
 )
@@ -60,7 +61,9 @@ POSITIVE = re.compile(
     r"|better|superior\w*|state[- ]of[- ]the[- ]art|sota|significan\w+|gains?|gained|boost\w*|enhanc\w+"
     r"|advantage\w*|breakthrough\w*|remarkabl\w+|substantial\w*|dramatic\w*|impressive\w*|outstanding"
     r"|excellent|success\w*|succeed\w*|effective\w*|benefi(?:t|ts|ted|cial)|superb|optimal\w*|promising"
-    r"|wins?|won|helps?|helped|works? (?:well|best)|worked (?:well|best)|perfect(?:ly)?|flawless\w*|faultless\w*"
+    r"|wins?|won|helps?|helped|works? (?:well|best)|worked (?:well|best)|triumph\w*|(?:new|best) record|dominates|solv(?:es|ed) the (?:task|problem)|right direction"
+    r"|positive (?:effect|impact|influence)|no match for|encouraging|sp(?:eaks?|oke) for|learn(?:s|ed|t) more"
+    r"|clos(?:es|ed) the gap|marked difference|(?:is|are|was|were|does|did|performs?|performed) best|perfect(?:ly)?|flawless\w*|faultless\w*"
     r"|ahead of (?:the |our |all )?(?:baseline|original|unmodified|others?)|pa(?:ys|id) off|crush\w*|leaps?|far behind"
     r"|(?:errors?|mistakes?) (?:vanish|disappear)\w*|statistically meaningful|more (?:accurate|precise|reliable|robust)"
     r"|(?<!share of )(?<!fraction of )(?<!proportion of )(?<!number of )(?:all|each|every)\b[^.]{0,60}"
@@ -69,23 +72,24 @@ POSITIVE = re.compile(
     r"|hypothes[ie]s (?:holds?|held)|hypothes[ie]s (?:is|are|was|were|has been|have been) (?:\w+ly )?"
     r"(?:supported|confirmed|proven|proved|true|correct|right|borne out)"
     r"|support(?:s|ed|ing)? (?:the|this|our|that|its) (?:\w+ )?hypothes[ie]s)\b"
-    r"|향상|개선|우수|뛰어나|뛰어난|능가|앞서|앞선|앞섰|유의(?:미|하|한)|더\s*(?:좋|나은|나았)|성공|최고|탁월|효과적"
+    r"|향상|개선|우수|뛰어나|뛰어난|능가|앞서|앞선|앞섰|유의(?:미|하|한)|낫다|낫[고지]|더\s*(?:좋|나은|나았)|이겼|이긴|효과를\s*(?:거두|보았|보였|얻)"
+    r"|가설이\s*(?:옳|맞|입증|성립)|(?:모든|모두|전부)[^.]{0,40}(?:옳게|정확하게|정확히|빠짐없이)|(?:오류|오차|손실)[가이]\s*사라졌|성공|최고|탁월|효과적"
 )
 NEGATIVE = re.compile(
     r"(?i)\b(?:worse\w*|worst|degrad\w+|deteriorat\w+|inferior|underperform\w*|harm(?:s|ed|ful)?|hurts?"
     r"|detrimental|regress(?:es|ed))\b|나빠|나쁘|나쁜|악화|저하|열등|떨어"
 )
 CLAIMING = re.compile(
-    r"(?i)\b(?:achiev\w+|attain\w*|demonstrat\w+|prov(?:es|ed|en)|confirm(?:s|ed)|evidence|validat(?:es|ed)"
-    r"|conclu(?:de|des|ded|sive\w*)|verif(?:y|ies|ied)|show(?:s|n|ed)? that|found that|reveal\w*"
+    r"(?i)\b(?:achiev\w+|attain\w*|demonstrat\w+|(?<!to )prov(?:e|es|ed|en)|(?<!to )confirm(?:s|ed)?|evidence|validat(?:es|ed)"
+    r"|conclu(?:de|des|ded|sive\w*)|(?<!to )verif(?:y|ies|ied)|show(?:s|n|ed)? that|found that|reveal\w*"
     r"|(?:stronger|weaker|faster|slower|quicker|cheaper|fewer(?: \w+)?|less(?: \w+)?) than (?:the |its |what the )?"
     r"(?:baseline|original|unmodified|reference))\b"
     r"|입증|증명|확인하였|확인했|확인되|달성|보여\s*(?:준|주었|줬)"
 )
 UP = re.compile(
-    r"(?i)\b(?:increas\w+|rais(?:es|ed|ing)|ris(?:es|ing)|rose|grow(?:s|n|ing)?|grew|higher|highest|climb\w*"
+    r"(?i)\b(?:increas\w+|rais(?:es|ed|ing)|ris(?:es|ing)|rose|grow(?:s|n|ing)?|grew|higher|highest|climb\w*|jump(?:s|ed)?"
     r"|(?:above|beyond) (?:the |what the )?(?:baseline|original))\b"
-    r"|증가|상승|높아|높은|높다|높았"
+    r"|증가|상승|올랐|오른|높아|높은|높다|높았"
 )
 DOWN = re.compile(
     r"(?i)\b(?:decreas\w+|reduc\w+|lower\w*|lowest|drop(?:s|ped)?|falls?|fell|declin\w+|shr[aiu]nk\w*|cuts?"
@@ -113,7 +117,9 @@ HEDGE = re.compile(
     r"|potentially|possibl[ey]|future|suppos(?:e|es|ed) that|assum(?:e|es|ed) that|believ(?:e|es|ed)"
     r"|threshold|require[sd]?)\b"
 )
-HEDGE_KO = re.compile(r"수\s*있|예상|기대|가설|목표|위해|위한|여부|는지|가능|하고자|하려")
+HEDGE_KO = re.compile(
+    r"수\s*있|예상|기대|가설(?!이\s*(?:옳|맞|입증|성립))|목표|위해|위한|여부|는지|가능|하고자|하려"
+)
 VALIDATION = re.compile(r"(?i)\bvalidation\b|검증")
 
 # -- whose value it is
@@ -153,6 +159,7 @@ UNCITED = re.compile(
     r"(?:papers?|study|studies|thesis|article|book)\b"
     r"|\b(?:papers?|study|studies|article|book|thesis|survey|work|works) (?:by|of|from) (?-i:[A-Z])[^\W\d_]"
     r"|(?-i:\b[A-Z][^\W\d_]+ and [A-Z][^\W\d_]+ (?:say|show|propose|introduce|report|find|found|argue|describe|suggest)\w*)"
+    r"|(?:선행|기존|이전|다른|앞선)\s*연구|연구(?:들)?에\s*따르면|논문에\s*따르면|문헌에"
     r"|(?-i:\b[A-Z][^\W\d_]+(?:'s|\u2019s) (?:group|paper|study|team|lab)\b)"
 )
 """Works and people that are spoken of without a key."""
