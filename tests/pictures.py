@@ -2,9 +2,14 @@
 
 It starts a daemon in an empty lab, has it do small tasks of every kind, and takes the page in Chromium while the last
 one runs. Wants Debian's chromium, and fonts-noto-cjk for the word 한국어.
+
+  python -m tests.pictures --paper results/first-paper/paper.pdf
+
+takes the three pages of a paper instead. Wants poppler-utils.
 """
 
 import argparse
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,10 +66,19 @@ _CHOSEN = "task=wider-network&tab=trials&trial=trial-003"
 
 
 def main() -> None:
-    """Take the four pictures of the page, each width in light and dark."""
-    asked = argparse.ArgumentParser(prog="python -m tests.pictures", description=__doc__)
+    """Take the four pictures of the page, each width in light and dark; or the paper's."""
+    asked = argparse.ArgumentParser(
+        prog="python -m tests.pictures",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     asked.add_argument("--to", type=Path, default=REPO / "docs" / "images")
-    to: Path = asked.parse_args().to
+    asked.add_argument("--paper", type=Path, help="a paper.pdf")
+    chosen = asked.parse_args()
+    to: Path = chosen.to
+    if chosen.paper is not None:
+        _take_paper(chosen.paper, to)
+        return
     with tempfile.TemporaryDirectory(prefix="labd-pictures-") as directory:
         home = write_settings(Path(directory), page={"enabled": True, "port": free_port()})
         home.campaigns.mkdir(parents=True)
@@ -119,6 +133,25 @@ def _take(url: str, to: Path) -> None:
                 page.screenshot(path=to / f"page-{width}-{scheme}.png")
                 page.close()
         browser.close()
+
+
+def _take_paper(paper: Path, to: Path) -> None:
+    """Put a paper's first three pages beside each other, at 80 dots an inch."""
+    with tempfile.TemporaryDirectory(prefix="labd-pictures-") as directory:
+        command = ["pdftoppm", "-r", "80", "-l", "3", "-png", str(paper), f"{directory}/page"]
+        subprocess.run(command, check=True)
+        pages = sorted(Path(directory).glob("page-*.png"))
+        images = "".join(f"<img src='{page.name}'>" for page in pages)
+        row = Path(directory) / "row.html"
+        row.write_text(
+            f"<!DOCTYPE html><body style='margin: 0; width: max-content; display: flex'>{images}"
+        )
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 2400, "height": 1000})
+            page.goto(row.as_uri())
+            page.locator("body").screenshot(path=to / "paper.png")
+            browser.close()
 
 
 if __name__ == "__main__":
