@@ -217,6 +217,12 @@ class PageSettings(_Part):
     language: Literal["auto", "en", "ko"] = "auto"
     """``auto``: what the browser asks for."""
 
+    @property
+    def address(self) -> str:
+        """Where people find it: `url`, or else `host` and `port`; without a slash at its end."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.url or f"http://{host}:{self.port}").rstrip("/")
+
     @field_validator("users")
     @classmethod
     def _are_hashed(cls, value: dict[str, str]) -> dict[str, str]:

@@ -40,7 +40,7 @@ from labd.trials import Trial, trials_of, trials_of_steps
 from tests.campaign_scene import NODES, NOW, put_campaigns, put_tasks
 from tests.factories import task_text, write_settings
 from tests.pages import PageProcess
-from tests.processes import free_port
+from tests.processes import free_port, wait_until
 
 pytestmark = pytest.mark.xdist_group("page")
 HOSTILE = (
@@ -638,6 +638,31 @@ def test_sessions_end_and_tries_are_limited() -> None:
     assert sign_in.may_try("grace")
     now[0] += 61
     assert sign_in.may_try("ada")
+
+
+def test_a_machine_shows_what_runs_there_as_the_daemon_says_it_now(home: Home) -> None:
+    looked = Snapshots(Lab(home)).look()
+    ada = {"name": "ada", "local": False, "running": ["ended-long-ago"]}
+    running = {"idea": {"node": "ada"}, "other": {"node": "bob"}}
+    for up, shown in ((True, "▶ idea<"), (False, "</h4></section>")):
+        status = replace(looked.status, up=up, facts={"running": running})
+        panel = str(lab_panel(replace(looked, nodes=[ada], status=status), Words("en")))
+        assert shown in panel
+        assert "ended-long-ago" not in panel
+
+
+def test_who_comes_back_to_the_page_sees_what_changed_meanwhile(home: Home) -> None:
+    home.reports.mkdir()
+    (home.reports / REPORT).write_text("a report")
+    snapshots = Snapshots(Lab(home), unasked_s=0.5, agenda_every_s=3_600)
+    snapshots.start()
+    try:
+        wait_until(lambda: snapshots.get().reports, 20, "the first report")
+        (home.reports / "lab--20261128T060000Z.html").write_text("another")
+        time.sleep(1)  # nobody asks
+        wait_until(lambda: len(snapshots.get().reports) == 2, 20, "the second report")
+    finally:
+        snapshots.stop()
 
 
 def test_a_look_after_a_change_sees_it(home: Home) -> None:

@@ -41,8 +41,10 @@ def nodes(*, as_json: JsonOption = False) -> None:
     """
     from labd import inventory
 
-    found = inventory.nodes(open_lab())
-    answer(as_json, found, lambda: _show_nodes(found))
+    lab = open_lab()
+    found = inventory.nodes(lab)
+    silent = "the daemon is starting" if lab.status().up else "no daemon runs"
+    answer(as_json, found, lambda: _show_nodes(found, silent))
 
 
 @app.command()
@@ -134,7 +136,7 @@ def _show_models(found: dict[str, Any]) -> None:
         err("labd: asked just now; what is in flight is known only while tasks use models")
 
 
-def _show_nodes(found: list[dict[str, Any]]) -> None:
+def _show_nodes(found: list[dict[str, Any]], silent: str) -> None:
     from labd.inventory import endpoint_lines, machine_lines, state_lines
 
     for node in found:
@@ -144,7 +146,7 @@ def _show_nodes(found: list[dict[str, Any]]) -> None:
                 for key, unit in (("num_cpus", "CPUs"), ("num_gpus", "GPUs"))
                 if node[key] is not None
             ]
-            out(f"{safe(node['name'])}: {', '.join(size) or 'no daemon runs'}")
+            out(f"{safe(node['name'])}: {', '.join(size) or silent}")
             for line in state_lines(node):
                 out(f"  {line}")
             for line in machine_lines(node.get("machine")):

@@ -108,6 +108,5 @@ def _links(home: "Home", output: Path | None) -> "Links":
 
     here = output.absolute().parent if output is not None else Path.cwd()
     page = home.settings.page
-    host = f"[{page.host}]" if ":" in page.host else page.host
-    address = (page.url or f"http://{host}:{page.port}").rstrip("/") if page.enabled else ""
+    address = page.address if page.enabled else ""
     return Links(Path(os.path.relpath(home.results, here)), address)

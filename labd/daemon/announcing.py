@@ -76,9 +76,7 @@ class Announcing:
         page = self._home.settings.page
         places: dict[str, Fact] = {"results": str(self._home.results / task_id)}
         if page.enabled:
-            host = f"[{page.host}]" if ":" in page.host else page.host
-            url = page.url or f"http://{host}:{page.port}"
-            places["page"] = f"{url}/?task={quote(task_id, safe='')}"
+            places["page"] = f"{page.address}/?task={quote(task_id, safe='')}"
         return places
 
 

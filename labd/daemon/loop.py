@@ -95,7 +95,7 @@ class Daemon:
         self._status = StatusFile(home.run_dir, self._say_once)
         self._page: PageProcess | None = None
         if page and settings.page.enabled:
-            self._page = PageProcess(home.root, home.run_dir / "page.log", log)
+            self._page = PageProcess(home, log)
         # The last one is what `labd run` gives the daemon that it starts.
         logs = [home.run_dir / f"{name}.log" for name in ("engine", "page", "daemon")]
         self._hygiene = Hygiene(home, self._chores, log, logs)

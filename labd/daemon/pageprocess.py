@@ -3,10 +3,10 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from labd.daemon.telling import Once
 from labd.log import Logger
+from labd.settings import Home
 
 _RETRY_S = (1.0, 5.0, 30.0, 60.0)
 _LASTED_S = 120.0
@@ -23,9 +23,13 @@ class PageProcess:
     prints is kept from its last start only.
     """
 
-    def __init__(self, home: Path, output: Path, log: Logger) -> None:
-        self._command = [sys.executable, "-m", "labd.cli", "--home", str(home), "page", "--served"]
-        self._output = output
+    def __init__(self, home: Home, log: Logger) -> None:
+        self._command = [
+            *(sys.executable, "-m", "labd.cli"),
+            *("--home", str(home.root), "page", "--served"),
+        ]
+        self._output = home.run_dir / "page.log"
+        self._address = home.settings.page.address
         self._log, self._once = log, Once(log)
         self._process: subprocess.Popen[bytes] | None = None
         self._began_s = 0.0
@@ -78,7 +82,7 @@ class PageProcess:
             self._once.warning(f"start: {error}", "page.not_started", reason=str(error))
             return
         self._began_s, self.next_s = now_s, now_s + _LOOK_EVERY_S
-        self._log.info("page.started", pid=self._process.pid)
+        self._log.info("page.started", url=self._address, pid=self._process.pid)
 
     def _ended(self, code: int, now_s: float) -> None:
         self._process = None

@@ -65,8 +65,14 @@ class Snapshot:
 class Snapshots:
     """Looks at the lab once a second for as long as somebody asks, and not at all otherwise."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
+    def __init__(
+        self,
+        lab: Lab,
+        *,
+        unasked_s: float = _UNASKED_S,
+        agenda_every_s: float = _AGENDA_EVERY_S,
+    ) -> None:
+        self._lab, self._unasked_s = lab, unasked_s
         self._index = Index(lab)
         self._load: deque[dict[str, Any]] = deque(maxlen=_HISTORY)
         self._nodes: list[dict[str, Any]] = []
@@ -79,6 +85,8 @@ class Snapshots:
         self._turn = threading.Condition()
         self._begun = 0
         self._done = 0
+        self._anew = 0
+        """How often somebody asked again after a while in which nobody did."""
         self._needed = 1
         """The number of the look for which somebody waits, and counts of those that began and ended."""
         self._threads = [
@@ -87,7 +95,7 @@ class Snapshots:
                 ("page-reader", self._read_on),
                 ("page-load", lambda: self._repeat(_LOAD_EVERY_S, self._sample, always=True)),
                 ("page-nodes", lambda: self._repeat(_NODES_EVERY_S, self._ask_nodes)),
-                ("page-agenda", lambda: self._repeat(_AGENDA_EVERY_S, self._read_agenda)),
+                ("page-agenda", lambda: self._repeat(agenda_every_s, self._read_agenda)),
             )
         ]
 
@@ -111,8 +119,9 @@ class Snapshots:
         """
         with self._turn:
             now_s = time.monotonic()
-            if now_s - self._asked_s > _UNASKED_S:
+            if now_s - self._asked_s > self._unasked_s:
                 self._needed = self._begun + 1
+                self._anew += 1
             self._asked_s = now_s
             self._turn.notify_all()
             needed = self._needed
@@ -151,7 +160,7 @@ class Snapshots:
         return self._stopping.is_set() or self._needed > self._done
 
     def _asked_lately(self) -> bool:
-        return time.monotonic() - self._asked_s < _UNASKED_S
+        return time.monotonic() - self._asked_s < self._unasked_s
 
     def look(self) -> Snapshot:
         """Look at the lab now. For the one thread that reads, which `start` starts."""
@@ -192,16 +201,24 @@ class Snapshots:
         self._agenda = self._reader.read(utc_now())
 
     def _repeat(self, every_s: float, work: Callable[[], None], *, always: bool = False) -> None:
-        first = True
-        while True:
+        first, anew = True, 0
+        while not self._stopping.is_set():
             if always or first or self._asked_lately():
                 first = False
                 try:
                     work()
                 except (OSError, LabdError) as error:
                     print(f"labd: the page: {error}", file=sys.stderr)  # noqa: T201 - its log
-            if self._stopping.wait(every_s):
-                return
+            if always:
+                self._stopping.wait(every_s)
+            else:
+                anew = self._wait(every_s, anew)
+
+    def _wait(self, every_s: float, anew: int) -> int:
+        """Wait so long, or until somebody asks anew for the first time since the `anew`-th; give the number of the last."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._stopping.is_set() or self._anew > anew, every_s)
+            return self._anew
 
 
 def tasks_by_campaign(views: Iterable[TaskView]) -> dict[str, tuple[int, int]]:
