@@ -26,6 +26,7 @@ def check_drop(task: TaskFile, where: str, home: Home) -> None:
         check_template(
             task, where, roots=[home.templates], inputs=home.inputs, forbidden=home.forbidden
         )
+        _check_model(task, where, home)
         return
     if task.spec.kind == "prompts":
         check_prompts(
@@ -35,6 +36,7 @@ def check_drop(task: TaskFile, where: str, home: Home) -> None:
             forbidden=home.forbidden,
             results=home.results,
         )
+        _check_model(task, where, home)
         return
     check_command(
         task,
@@ -62,6 +64,17 @@ def _check_limits(task: TaskFile, where: str, home: Home) -> None:
     ]
     if problems:
         raise TaskFileError("\n".join(one.located(printable(where)) for one in problems))
+
+
+def _check_model(task: TaskFile, where: str, home: Home) -> None:
+    """Refuse what asks a language model where nobody says which one."""
+    spec = task.spec
+    if not spec.asks_models or spec.model is not None or home.settings.llm.model is not None:
+        return
+    place = load_yaml(task.text.encode()).place(("researcher",)) or Place(1, 1)
+    wanted = "`model: …`, or `llm: {model: …}` in config/labd.yaml, and a restart"
+    problem = Problem(place, "model", "neither the task nor the settings name one", wanted)
+    raise TaskFileError(problem.located(printable(where)))
 
 
 def _problem(task: TaskFile, key: tuple[str, ...], value: float, most: float) -> Problem:

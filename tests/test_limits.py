@@ -92,3 +92,17 @@ def test_what_runs_has_the_tasks_limits_and_never_more_than_the_ceiling() -> Non
 def test_a_gap_that_nobody_knows_is_an_error_of_the_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="such as cgroup; 'cgroups' is none"):
         home_with(tmp_path, "sandbox: {allow_missing: [seccomp, cgroups]}")
+
+
+@pytest.mark.parametrize(
+    "text", ["template: digits\nresearcher: llm\n", "kind: prompts\ninput: q.jsonl\n"]
+)
+def test_a_task_that_asks_a_model_says_which_or_the_settings_do(tmp_path: Path, text: str) -> None:
+    home = home_with(tmp_path, "spool: spool")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "q.jsonl").write_text('"Why?"\n')
+    with pytest.raises(TaskFileError, match=r"x.yaml:\d:1: model: neither .*`llm: {model: …}`"):
+        check_drop(parse_task(text.encode(), "x.yaml"), "x.yaml", home)
+    check_drop(parse_task(f"{text}model: m\n".encode(), "x.yaml"), "x.yaml", home)
+    (tmp_path / "config" / "labd.yaml").write_text("llm: {model: m}")
+    check_drop(parse_task(text.encode(), "x.yaml"), "x.yaml", load_home(tmp_path))
