@@ -285,13 +285,10 @@ class Daemon:
                 continue
             if job is not None:
                 jobs.append(job)
-                facts = {"task_id": job.task_id, "attempt": job.attempt}
-                self._log.info(
-                    "task.claimed",
-                    **facts,
-                    node=self._cluster.name_of(start.node_id),
-                    also=self._cluster.names_of(start.also) or None,
-                )
+                facts: dict[str, Any] = {"task_id": job.task_id, "attempt": job.attempt}
+                if start.also:
+                    facts["also"] = self._cluster.names_of(start.also)
+                self._log.info("task.claimed", **facts, node=self._cluster.name_of(start.node_id))
         if jobs:
             self._engine.submit_many(jobs)
 
