@@ -11,6 +11,7 @@ from labd.archive import EVENTS
 from labd.daemon import Daemon
 from labd.log import stderr_logger
 from labd.settings import Home
+from tests.processes import wait_until
 from tests.stepped import How
 from tests.test_moves import Moves, ended, text
 
@@ -266,3 +267,22 @@ def test_what_is_put_back_is_known_to_wait_in_the_same_tick(tmp_path: Path) -> N
         lab.engine.start()
         lab.tick()
         assert lab.events("x") == ["claimed", "interrupted", "claimed"]
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_daemon_whose_work_goes_on_pauses_until_something_is_due(
+    once: bool,  # noqa: FBT001 - a parameter of pytest's
+    tmp_path: Path,
+) -> None:
+    with Moves(tmp_path, "killed") as lab:
+        lab.crash()
+        rarely = Home(tmp_path, lab.home.settings.model_copy(update={"rescan": 3600.0}))
+        lab.daemon = daemon = Daemon(rarely, stderr_logger(), once=once, engine=lab.engine)
+        lab.engine.start()
+        lab.running()
+
+        def pauses() -> bool:
+            lab.tick()
+            return daemon._pause_s() > 0.05
+
+        wait_until(pauses, 10, "a pause that is worth the name")

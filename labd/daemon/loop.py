@@ -375,9 +375,11 @@ class Daemon:
             self._page.next_s if self._page is not None else float("inf"),
             now_s + self._notifier.due_in_s,
             self._chores.next_s,
-            self._hygiene.next_s,
-            *([] if self._once else [self._campaigning.next_s, self._reporting.next_s]),
         ]
+        if (
+            not self._once
+        ):  # which takes no such turn: what is due would stay due, and there would be no pause
+            times += [self._hygiene.next_s, self._campaigning.next_s, self._reporting.next_s]
         return max(0.001, min(times) - now_s)
 
     def _gauges(self) -> Iterator[tuple[str, float, dict[str, str]]]:
