@@ -18,10 +18,10 @@ import psutil
 from tests.hosts import LOOPBACK, Host
 from tests.processes import free_port, wait_until
 
-_RAY = str(Path(sys.executable).parent / "ray")
 _STARTED = "Ray runtime started"
 _OBJECT_STORE_BYTES = 100 * 2**20
 _NODE_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_worker_niceness": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
@@ -35,10 +35,10 @@ _NODE_ENV = {
 
 
 class RayService:
-    """`ray start --head` on a host, with a token; `env` is what a driver needs to get in.
+    """A Ray with its head on a host, with a token; `env` is what a driver needs to get in.
 
     Args:
-        tmp: where the logs of `ray start` go.
+        tmp: where the logs of its nodes go.
         num_cpus: what the head offers.
         host: where the head runs.
 
@@ -65,35 +65,14 @@ class RayService:
 
     def start(self, **env: str) -> None:
         """Start the head, with these variables more in its environment, and wait until it answers."""
-        self._run(
-            [
-                *(*self._host.enter, _RAY, "start", "--head", "--block"),
-                f"--node-ip-address={self._host.address}",
-                *("--disable-usage-stats", "--include-dashboard=false", "--no-monitor"),
-                *("--include-log-monitor=false", f"--ray-client-server-port={free_port()}"),
-                *(f"--port={self.address.split(':')[1]}", f"--temp-dir={self._temp}"),
-                *(f"--num-cpus={self._num_cpus:g}", f"--num-gpus={self._num_gpus:g}"),
-                f"--object-store-memory={_OBJECT_STORE_BYTES}",
-            ],
-            **env,
-        )
+        self._run(self._host, self._num_cpus, self._num_gpus, str(self._temp), **env)
 
     def add_node(
         self, *, num_cpus: float = 1, num_gpus: float = 0, host: Host = LOOPBACK, **env: str
     ) -> subprocess.Popen[bytes]:
-        """Start a further node (a raylet of its own), with `env` too; give its process for `end_node`.
-
-        `ray start` lets no node join a cluster on the loopback, so this is what it would call.
-        """
+        """Start a further node (a raylet of its own), with `env` too; give its process for `end_node`."""
         scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=self._temp))
-        node = self._run(
-            [
-                *(*host.enter, sys.executable, "-m", "tests.rayservice"),
-                *(self.address, host.address, f"{num_cpus:g}", f"{num_gpus:g}"),
-            ],
-            LABD_SCRATCH=str(scratch),
-            **env,
-        )
+        node = self._run(host, num_cpus, num_gpus, "", LABD_SCRATCH=str(scratch), **env)
         self._scratches[node.pid] = scratch
         return node
 
@@ -117,7 +96,13 @@ class RayService:
         self.stop()
         shutil.rmtree(self._temp, ignore_errors=True)
 
-    def _run(self, argv: list[str], **more_env: str) -> subprocess.Popen[bytes]:
+    def _run(
+        self, host: Host, num_cpus: float, num_gpus: float, temp: str, **more_env: str
+    ) -> subprocess.Popen[bytes]:
+        argv = [
+            *(*host.enter, sys.executable, "-m", "tests.rayservice"),
+            *(self.address, host.address, f"{num_cpus:g}", f"{num_gpus:g}", temp),
+        ]
         log_path = self._tmp / f"ray-{len(self._nodes)}.log"
         with log_path.open("wb") as log:
             node = subprocess.Popen(
@@ -134,7 +119,7 @@ class RayService:
             assert node.poll() is None, log_path.read_text()
             return _STARTED in log_path.read_text()
 
-        wait_until(up, 60, "ray start")
+        wait_until(up, 60, "a node of Ray")
         return node
 
 
@@ -161,23 +146,38 @@ def _end(node: subprocess.Popen[bytes]) -> None:
     node.wait(10)
 
 
-def _node(address: str, host: str, num_cpus: float, num_gpus: float) -> None:
-    """Be a node of the cluster until killed."""
+def _node(address: str, host: str, num_cpus: float, num_gpus: float, temp: str) -> None:
+    """Be a node of the cluster until killed; one with a directory is its head, and the cluster's files are there.
+
+    It is what `ray start` would call, which lets no node join a cluster on the loopback. For a head it would also
+    start a server of Ray's own clients and one of the dashboard: 3 s of a CPU for what nobody here asks for.
+    """
     from ray._private.node import Node  # noqa: PLC0415 - only where this file is a node
     from ray._private.parameter import RayParams  # noqa: PLC0415
 
-    Node(
+    class Quiet(Node):  # type: ignore[misc] # Ray has no types
+        def start_api_server(self, **_rest: object) -> None:
+            self._webui_url = ""
+
+    where = (
+        {"temp_dir": temp, "gcs_server_port": int(address.split(":")[1])}
+        if temp
+        else {"gcs_address": address}
+    )
+    Quiet(
         RayParams(
-            gcs_address=address,
+            **where,
             node_ip_address=host,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
             include_log_monitor=False,
+            no_monitor=True,
             node_manager_port=0,
             dashboard_agent_listen_port=None,
         ),
-        head=False,
+        head=bool(temp),
         shutdown_at_exit=True,
         spawn_reaper=False,
     )
@@ -186,4 +186,4 @@ def _node(address: str, host: str, num_cpus: float, num_gpus: float) -> None:
 
 
 if __name__ == "__main__":
-    _node(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))
+    _node(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]), sys.argv[5])
