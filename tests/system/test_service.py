@@ -239,9 +239,16 @@ def test_an_upgrade_in_place_keeps_settings_and_running_work(lab: Installed) -> 
 
 def test_uninstalling_leaves_settings_tasks_and_results(lab: Installed) -> None:
     lab.start()
+    lab.drop("lasting", "echo hello")
+    lab.wait("lasting", "done")
     kept = f"cd /; find etc/labd {SPOOL[1:]}/[dpfc]* {RESULTS[1:]}/[a-z]* -type f | sort | xargs sha256sum"
     before = lab.box.sh(kept)
-    assert len(before.splitlines()) > 10
+    for path in (
+        "/etc/labd/labd.yaml",
+        f"{SPOOL}/done/lasting.yaml",
+        f"{RESULTS}/lasting/log.txt",
+    ):
+        assert path[1:] in before
     lab.make("uninstall")
     assert lab.box.sh(kept) == before
     assert not lab.box.exists("/opt/labd")
