@@ -331,19 +331,46 @@ def test_a_job_for_a_node_that_is_gone_is_lost(ready: tuple[Bench, NodeInfo]) ->
 # --- a Ray of our own
 
 
+torture = pytest.mark.skipif("LABD_TORTURE" not in os.environ, reason="make torture does it")
+PARTS = {
+    "gcs_server": "Ray's global control service",
+    "raylet": "Ray's node manager",
+    "ray::DashboardAgent": "Ray's dashboard agent",
+    "ray::RuntimeEnvAgent": "Ray's runtime environment agent",
+}
+
+
+def parts_of(driver: int, *names: str) -> list[psutil.Process]:
+    """Give the processes of a driver's Ray that have these names, of which the kernel keeps 15 characters."""
+    wanted = {name[:15] for name in names}
+    return [process for process in session_of(driver) if process.name()[:15] in wanted]
+
+
+def watched_by(pid: int) -> set[int]:
+    """Give the processes of which a process holds a descriptor, as pidfd_open(2) gives them."""
+    found = set()
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            lines = dict(
+                line.split(":\t", 1) for line in info.read_text().splitlines() if ":\t" in line
+            )
+            found.add(int(lines.get("Pid", "0")))
+    return found
+
+
+def test_the_driver_watches_each_part_of_its_ray(embedded: Bench) -> None:
+    parts = {process.pid for process in parts_of(embedded.driver, *PARTS)}
+    assert len(parts) == len(PARTS)
+    wait_until(lambda: watched_by(embedded.driver) >= parts, 30, "a watch on each of them")
+
+
+# One of those that the driver watches, and the driver; of the others `make torture` kills each.
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gcs_server", "Ray's global control service"),
-        ("raylet", "Ray's node manager"),
-        ("ray::DashboardAgent", "Ray's dashboard agent"),
-        # An agent like the other; it and a new Ray after it are of `make torture`.
-        pytest.param(
-            "ray::RuntimeEnvAgent",
-            "Ray's runtime environment agent",
-            marks=pytest.mark.skipif(
-                "LABD_TORTURE" not in os.environ, reason="make torture does it"
-            ),
+        *(
+            pytest.param(*part, marks=() if part[0] == "gcs_server" else torture)
+            for part in PARTS.items()
         ),
         ("driver", "process"),
     ],
@@ -352,11 +379,7 @@ def test_a_dead_part_of_ray_ends_all_of_it_and_a_new_one_comes(
     embedded: Bench, name: str, said: str
 ) -> None:
     driver = embedded.driver
-    (victim,) = [
-        process
-        for process in session_of(driver)
-        if (process.pid == driver if name == "driver" else process.name()[:15] == name[:15])
-    ]
+    (victim,) = [psutil.Process(driver)] if name == "driver" else parts_of(driver, name)
     node = [event for event in embedded.events if isinstance(event, Ready)][-1].nodes[0]
     embedded.engine.submit(embedded.job(f"under-{name[-5:]}", sleeper(80, ".014"), node))
     wait_until(lambda: len(alive(".014")) == 2, 30, "two sleeps")
