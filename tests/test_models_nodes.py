@@ -52,12 +52,19 @@ class NodesLab(LiveLab):
     def wait_nodes(self, count: int) -> dict[bool, dict[str, Any]]:
         """Wait until there are so many machines that fit, each with one endpoint that is up; give them by `local`."""
 
+        def fit() -> bool:
+            told = Lab(load_home(self.root)).status().facts.get("nodes", [])
+            return [(node["machine"] or {}).get("problem") for node in told] == [""] * count
+
         def found() -> list[dict[str, Any]]:
             seen = self.nodes()
             states = [[e["health"] for e in node["endpoints"]] for node in seen]
             fit = [(node["machine"] or {}).get("problem") == "" for node in seen]
             return seen if (states, fit) == ([["up"]] * count, [True] * count) else []
 
+        wait_until(
+            fit, 60, f"{count} machines"
+        )  # which the daemon tells in a file: to ask costs more
         return {
             node["local"]: node
             for node in wait_until(found, 60, f"{count} endpoints", every_s=COSTLY_S)
