@@ -27,10 +27,10 @@ PROMPTS = "kind: prompts\ninput: questions.jsonl\noptions: {num_ctx: 2048, num_p
 class ModelLab(LiveLab):
     """A lab with one Ollama, one GPU that nobody has, and what tests ask of it."""
 
-    def __init__(self, root: Path, node: RunningServer) -> None:
+    def __init__(self, root: Path, node: RunningServer, *, num_cpus: int = 2) -> None:
         super().__init__(
             root,
-            ray={"num_cpus": 2, "num_gpus": 1, "dashboard": False},
+            ray={"num_cpus": num_cpus, "num_gpus": 1, "dashboard": False},
             llm={"model": "alpha", "discover": False, "turn": "1s"},
             endpoints=[{"name": "one", "url": node.url, "slots": 2}],
         )
@@ -64,7 +64,7 @@ def an_ollama() -> Iterator[RunningServer]:
 def lab(tmp_path: Path) -> Iterator[ModelLab]:
     """A lab of its own, for a test that kills its daemons."""
     with an_ollama() as node:
-        yield ModelLab(tmp_path, node)
+        yield ModelLab(tmp_path, node, num_cpus=1)
 
 
 @pytest.fixture(scope="module")
