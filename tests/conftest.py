@@ -75,7 +75,7 @@ def daemon(tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
 LONGEST = (
     "engine", "hostile", "daemon", "kill", "models_daemon", "crash_worker", "models_nodes", "page_browser", "studies", "crash_daemon", "service", "sweep",
     "shipping", "restart", "prompts", "llm_pool", "servers", "render", "cli", "paper", "crash_archive", "plots",
-    "researcher", "paper_study", "page", "trials", "evaluation", "campaigns",
+    "researcher", "llm_ollama", "literature", "paper_study", "page", "trials", "evaluation", "campaigns",
 )  # fmt: skip
 """Files of tests that take longer than ten seconds, the longest first."""
 
