@@ -168,8 +168,11 @@ class Study(Record):
 def study_lines(study: Study) -> list[str]:
     """Tell what was done and measured, in three lines for a terminal."""
     claim, counts = study.claim, study.counts
+    refused = (
+        f", {n} of them without an edit that could be run" if (n := counts["refused"]) else ""
+    )
     first = (
-        f"{counts['ideas']} ideas, {counts['trials']} trials, {counts['ok']} of them gave a value; "
+        f"{counts['ideas']} ideas, {counts['trials']} trials{refused}, {counts['ok']} gave a value; "
         f"{counts['runs']} runs in all; {study.metric.name}: {study.metric.better} is better"
     )
     return [first, *claim_lines(claim, study.metric.name)]
