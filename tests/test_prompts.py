@@ -713,7 +713,8 @@ def test_an_input_that_changes_while_it_is_used_ends_the_attempt(place: Place) -
     with pytest.raises(InputError, match="it changed while the task ran"):
         place.run(chat)
     assert all(text.startswith("p") for text in chat.asked)
-    assert 50 <= len(place.lines()) < 300
+    # Of the fifty before it some may be under way still: the chat has four slots.
+    assert 40 <= len(place.lines()) < 300
 
 
 def test_an_input_is_not_read_to_its_end_when_the_attempt_has_to_end(place: Place) -> None:
