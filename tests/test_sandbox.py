@@ -77,9 +77,16 @@ def sandboxes_of(pid: int) -> list[psutil.Process]:
 
 
 def commands_of(pid: int, marker: str) -> list[psutil.Process]:
-    """Give what carries the marker in the sandboxes of a process, which may carry it itself, as may what it forks."""
+    """Give what carries the marker in the sandboxes of a process, which may carry it itself, as does each bubblewrap."""
     marked = pids_with(marker)
-    return [p for p in sandboxes_of(pid) if p.pid in marked]
+    return [p for p in sandboxes_of(pid) if p.pid in marked and not _is_bwrap(p)]
+
+
+def _is_bwrap(process: psutil.Process) -> bool:
+    try:
+        return process.name() == "bwrap"
+    except psutil.NoSuchProcess:
+        return True
 
 
 def is_dead(process: psutil.Process) -> bool:
@@ -383,7 +390,7 @@ def test_signals_that_we_block_are_not_blocked_in_a_run(
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run_blocked)
         try:
-            wait_until(lambda: pids_with(marker), what="the run")
+            wait_until(lambda: commands_of(os.getpid(), marker), what="the run")
             wait_until(
                 lambda: not any(blocks(each.pid) for each in whole_tree()), what="free signals"
             )
@@ -398,7 +405,7 @@ def test_the_user_outside_is_never_root(sandbox: Sandbox, work: Path, marker: st
         argv = ["sh", "-c", "sleep 60; :", marker]
         future = pool.submit(sandbox.run, argv, workdir=work, limits=QUICK, cancelled=cancelled)
         try:
-            wait_until(lambda: pids_with(marker), what="the run")
+            wait_until(lambda: commands_of(os.getpid(), marker), what="the run")
             # bubblewrap, the shell that waits, and the command.
             tree = [each.pid for each in sandboxes_of(os.getpid())]
             assert len(tree) >= 3
