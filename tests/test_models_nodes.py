@@ -62,9 +62,8 @@ class NodesLab(LiveLab):
             fit = [(node["machine"] or {}).get("problem") == "" for node in seen]
             return seen if (states, fit) == ([["up"]] * count, [True] * count) else []
 
-        wait_until(
-            fit, 60, f"{count} machines"
-        )  # which the daemon tells in a file: to ask costs more
+        # The daemon tells of machines in a file: to ask `labd nodes` costs more.
+        wait_until(fit, 60, f"{count} machines")
         return {
             node["local"]: node
             for node in wait_until(found, 60, f"{count} endpoints", every_s=COSTLY_S)

@@ -373,9 +373,8 @@ class Daemon:
             now_s + self._notifier.due_in_s,
             self._chores.next_s,
         ]
-        if (
-            not self._once
-        ):  # which takes no such turn: what is due would stay due, and there would be no pause
+        # With `once` no such turn is taken: what is due would stay due, and there would be no pause.
+        if not self._once:
             times += [self._hygiene.next_s, self._campaigning.next_s, self._reporting.next_s]
         return max(0.001, min(times) - now_s)
 

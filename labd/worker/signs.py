@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from labd.archive import JOURNAL, LOG, OUTPUT
-from labd.files import write_json
+from labd.files import read_json_object, write_json
 from labd.worker.boxes import RUNS
 
 _BEAT_S = 1.0
@@ -194,7 +194,7 @@ class Beats:
 
     def _hear(self) -> None:
         """Do what another process on this node asks of this one."""
-        asked = _read(self._asked)
+        asked = read_json_object(self._asked)
         if asked is None:
             return
         self._asked.unlink(missing_ok=True)
@@ -284,7 +284,7 @@ def _said(directory: Path) -> Iterator[tuple[int, Path, dict[str, Any]]]:
         if not lives(path.stem):
             for gone in (path, path.with_suffix(_ASKED)):
                 gone.unlink(missing_ok=True)
-        elif facts := _read(path):
+        elif facts := read_json_object(path):
             yield int(path.stem.partition("-")[0]), path, facts
 
 
@@ -306,15 +306,6 @@ def _began(pid: int) -> str:
     except OSError:
         return ""
     return raw[raw.rindex(b")") :].split()[20].decode()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Give what a file says; nothing where it is not there, or is just being written."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
